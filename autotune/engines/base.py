@@ -1,0 +1,197 @@
+"""The contract of an engine: what is launched and tuned.
+
+Call order within one trial, all of it inside `evaluate`:
+
+    engine.gpus_needed(configuration)      how many GPUs the executor leases
+    engine.launch(configuration, context)  pure: the exact command, environment and files; `autotune check` prints it
+    engine.open(launch, context)           starts it and returns a Session at once
+      session.wait_ready()                 blocks until it serves (or trains); returns start-up facts
+      ... the workload works on the session ...
+      session.stop()                       idempotent: ends the whole tree and proves that it is gone
+    engine.diagnose(log, returncode)       only after a failure: the log's decisive lines → kind and advice
+
+A new engine is one file in this folder whose module-level name `engine` is the Engine subclass; its file name is its kind.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field
+
+from autotune.trial import Configuration, FailureKind, Frozen, Value
+
+Serves = Literal["http", "training", "recorded"]
+"""What a session offers a workload: an HTTP endpoint, a training run's metrics, or recorded measurements."""
+
+
+class EngineOptions(Frozen):
+    """The `engine:` section of a study. An engine subclasses this to add options of its own."""
+
+    kind: str
+    model: str
+    """`synthetic:NAME`, a local path, or a hub name."""
+    fixed: Mapping[str, Value] = Field(default_factory=dict)
+    """Parameters every trial gets, by the engine's own names."""
+    env: Mapping[str, str] = Field(default_factory=dict)
+    python: Path | None = None
+    """The interpreter of the engine's own environment; None is the tuner's."""
+    start_timeout_s: float = Field(default=900.0, gt=0)
+    stop_timeout_s: float = Field(default=30.0, gt=0)
+
+
+class Identity(Frozen):
+    """What the installed engine is, for the record and for the trial cache's key."""
+
+    kind: str
+    version: str
+    python: str
+    device: str
+    """`cpu`, or the GPU's product name."""
+    packages: Mapping[str, str] = Field(default_factory=dict)
+
+
+class Flag(Frozen):
+    """One flag of the installed engine, read from its own argument definition."""
+
+    name: str
+    """The parameter's name with underscores, e.g. `max_num_seqs`."""
+    option: str
+    """The full option string, e.g. `--max-num-seqs`."""
+    negation: str | None = None
+    """`--no-...` where the flag has one."""
+    type: str = "str"
+    """`int`, `float`, `str`, `bool`, `json` or `list`."""
+    choices: tuple[Value, ...] | None = None
+    default: Value = None
+    low: float | None = None
+    high: float | None = None
+    help: str = ""
+
+
+class Context(Frozen):
+    """What one attempt at a trial may use; nothing else of the machine is its own."""
+
+    study: str
+    trial: int
+    attempt: int = 1
+    tag: str
+    """Put in the environment of every process of the trial as AUTOTUNE_TAG; the reaper finds processes by it."""
+    folder: Path
+    """Kept: logs, launch line, raw requests."""
+    scratch: Path
+    """Removed when the trial ends."""
+    cache: Path
+    """Shared between the trials of a store: compile caches, synthetic models."""
+    gpus: tuple[int, ...] = ()
+    """Device indices leased to the trial; empty on a machine without GPUs."""
+    cpus: tuple[int, ...] = ()
+    """Cores the engine may run on; empty for all."""
+    seed: int = 0
+
+
+class Launch(Frozen):
+    """The exact command of one trial. `argv` never passes through a shell; `files` are written below the trial's folder."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = Field(default_factory=dict)
+    """Variables set beside the inherited, filtered environment."""
+    files: Mapping[str, str] = Field(default_factory=dict)
+    endpoint: str | None = None
+    """`http://127.0.0.1:PORT` for a serving engine."""
+
+
+class Diagnosis(Frozen):
+    """What a dead or failing engine's log says."""
+
+    kind: FailureKind
+    evidence: tuple[str, ...]
+    advice: str
+
+
+class Verdict(Frozen):
+    """The engine's own answer to a configuration without launching it: `refused` is None when it accepts.
+
+    `resolved` holds the values that the engine would run with, defaults included.
+    """
+
+    refused: str | None = None
+    resolved: Mapping[str, Value] = Field(default_factory=dict)
+
+
+class Session(ABC):
+    """A launched engine. A context manager: leaving it stops the engine whatever happened."""
+
+    endpoint: str | None = None
+    """Base URL for a serving engine."""
+    model: str = ""
+    """The model name the endpoint answers to, or the model's path."""
+
+    @abstractmethod
+    def wait_ready(self) -> Mapping[str, Value]:
+        """Block until the engine serves or trains. Returns start-up facts: `seconds` by phase, `kv_tokens`,
+        `compile_cache` (`cold`/`warm`), `effective` (the confirmed values), `version`.
+
+        Raises TrialFailed (start-timeout, crashed, invalid-config, out-of-memory, unhealthy, ...).
+        """
+
+    @abstractmethod
+    def check_alive(self) -> None:
+        """Raise TrialFailed when the engine is dead or not the one answering; cheap enough to call every second."""
+
+    @abstractmethod
+    def stop(self) -> Mapping[str, Value]:
+        """End every process of the trial and prove it. Idempotent. Returns facts: `seconds`, `returncode`, `killed`."""
+
+    def resources(self) -> Mapping[str, float]:
+        """Metrics of the whole life so far: `peak_gpu_memory_gib` or `peak_memory_gib`, `energy_joule`, ... when measured."""
+        return {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+
+class Engine(ABC):
+    """A tunable program. Construction is cheap and touches nothing outside the process."""
+
+    kind: ClassVar[str]
+    serves: ClassVar[Serves]
+    Options: ClassVar[type[EngineOptions]] = EngineOptions
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+
+    @abstractmethod
+    def identity(self) -> Identity:
+        """What is installed. Raises MissingPrerequisite with the install line when the engine is not usable here."""
+
+    @abstractmethod
+    def launch(self, configuration: Configuration, context: Context) -> Launch:
+        """The exact command for a configuration. Pure but for choosing a free port."""
+
+    @abstractmethod
+    def open(self, launch: Launch, context: Context) -> Session:
+        """Start the launch and return at once."""
+
+    def flags(self) -> Mapping[str, Flag]:
+        """The installed engine's flags by parameter name; empty for an engine that has none."""
+        return {}
+
+    def preflight(self, configurations: Sequence[Configuration]) -> list[Verdict]:
+        """The engine's own cross-check of configurations, without a launch; one Verdict each."""
+        return [Verdict() for _ in configurations]
+
+    def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
+        """Classify a failure from the engine's log. None when nothing decisive stands in it (the caller says crashed)."""
+        return None
+
+    def gpus_needed(self, configuration: Configuration) -> int:
+        """GPUs a trial of this configuration must be leased."""
+        return 1

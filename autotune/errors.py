@@ -1,0 +1,102 @@
+"""What a user can act on, each with the exit code the command line returns.
+
+    AutotuneError                 2   base: one clear message, never a traceback
+    ├── InvalidInput              2   a study, a space or a command line says something impossible
+    ├── NotFound                  2   no such study, trial, engine, exporter
+    ├── MissingPrerequisite       3   a package, engine or GPU is not there; the message says the line that installs it
+    ├── StudyBusy                 4   another driver holds the study
+    ├── NothingMeasured           1   the study ended and no trial was measured, so there is nothing to show or export
+    ├── StoreUnwritable           5   the store's disk is full or read-only; what was measured until then is kept
+    └── Interrupted             130   the user stopped the run; the message says how to continue
+
+Everything else that escapes is a defect of autotune and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing wrong in a user's file.
+
+    `path` is the dotted place inside the file; `line` is 1-based, None where a file has no lines to point at.
+    """
+
+    path: str
+    problem: str
+    found: str | None = None
+    allowed: str | None = None
+    nearest: str | None = None
+    line: int | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line) if part is not None)
+        text = f"{place}: " if place else ""
+        text += f"{self.path}: " if self.path else ""
+        text += self.problem
+        if self.found is not None:
+            text += f" Found {self.found}."
+        if self.allowed is not None:
+            text += f" Allowed: {self.allowed}."
+        if self.nearest is not None:
+            text += f" Did you mean {self.nearest!r}?"
+        return text
+
+
+class AutotuneError(Exception):
+    """A problem the user can act on."""
+
+    exit_code = 2
+
+
+class InvalidInput(AutotuneError):
+    """A file or command line is wrong; carries every mistake found, in file order."""
+
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join(str(mistake) for mistake in self.mistakes))
+
+
+class NotFound(AutotuneError):
+    """A study, trial, engine or exporter of that name does not exist."""
+
+
+class MissingPrerequisite(AutotuneError):
+    """A package, engine or device is missing; the message names the line that installs it."""
+
+    exit_code = 3
+
+
+class StudyBusy(AutotuneError):
+    """Another driver holds the study."""
+
+    exit_code = 4
+
+
+class NothingMeasured(AutotuneError):
+    """No trial of the study was measured."""
+
+    exit_code = 1
+
+
+class StoreUnwritable(AutotuneError):
+    """The study's store can no longer be written."""
+
+    exit_code = 5
+
+
+class Interrupted(AutotuneError):
+    """The user stopped the run."""
+
+    exit_code = 130
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The known name most like `name`, or None when nothing is close."""
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return matches[0] if matches else None

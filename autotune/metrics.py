@@ -1,0 +1,117 @@
+"""Every metric autotune reports: name, unit, direction, meaning. This table is the documentation and the code at once.
+
+A metric with a distribution is addressed as `name.statistic`, e.g. `ttft_ms.p99`; STATISTICS lists them.
+TTFT, TPOT, ITL and E2E follow the definitions of vLLM's `bench serve`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from autotune.errors import nearest
+
+STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+"""Statistics over pooled requests."""
+
+Direction = Literal["maximize", "minimize", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`scope` says where it stands: in each row of a measurement, or once for the whole trial."""
+
+    name: str
+    unit: str
+    direction: Direction
+    scope: Literal["row", "trial"]
+    meaning: str
+    distribution: bool = False
+
+
+TABLE: tuple[Metric, ...] = (
+    Metric("ttft_ms", "ms", "minimize", "row", "Time to first token: intended arrival to the first generated token.", True),
+    Metric(
+        "tpot_ms",
+        "ms",
+        "minimize",
+        "row",
+        "Time per output token after the first: (E2E - TTFT) / (output tokens - 1), per request.",
+        True,
+    ),
+    Metric("itl_ms", "ms", "minimize", "row", "Inter-token latency: gaps between streamed chunks, pooled over all requests.", True),
+    Metric("e2e_ms", "ms", "minimize", "row", "Intended arrival to the last token.", True),
+    Metric("requests_per_s", "1/s", "maximize", "row", "Finished requests per second of the steady window."),
+    Metric("sps", "1/s", "maximize", "row", "Samples per second: finished requests when serving, trained samples in RL."),
+    Metric("output_tokens_per_s", "tokens/s", "maximize", "row", "Generated tokens per second of the steady window."),
+    Metric("total_tokens_per_s", "tokens/s", "maximize", "row", "Prompt and generated tokens per second of the steady window."),
+    Metric("tokens_per_s_per_user", "tokens/s", "maximize", "row", "1000 / mean TPOT: the speed one reader sees."),
+    Metric(
+        "goodput_per_s",
+        "1/s",
+        "maximize",
+        "row",
+        "Finished requests per second that met every latency bound of the study on their own.",
+    ),
+    Metric("kv_cache_usage", "ratio", "none", "row", "Highest share of the KV cache in use, from the engine's own metrics."),
+    Metric("preemptions", "count", "minimize", "row", "Requests preempted for lack of KV cache."),
+    Metric("prefix_cache_hit_rate", "ratio", "maximize", "row", "Prompt tokens served from the prefix cache."),
+    Metric("queue_depth", "requests", "minimize", "row", "Highest number of requests waiting inside the engine."),
+    Metric("gpu_utilization", "ratio", "none", "row", "Mean share of time in which a kernel ran."),
+    Metric("energy_joule_per_token", "J", "minimize", "row", "Board energy of the level over its generated tokens."),
+    Metric("peak_gpu_memory_gib", "GiB", "minimize", "trial", "Highest GPU memory of the trial's process tree, sampled by NVML."),
+    Metric("peak_memory_gib", "GiB", "minimize", "trial", "Highest resident memory of the trial's process tree."),
+    Metric("energy_joule", "J", "minimize", "trial", "Board energy from launch to stop."),
+    Metric("start_s", "s", "minimize", "trial", "Process start to first healthy answer."),
+    Metric("kv_cache_tokens", "tokens", "maximize", "trial", "KV-cache capacity that the engine reports."),
+    Metric("slo_request_rate", "1/s", "maximize", "trial", "Highest request rate that met the SLO, found by the climb."),
+    Metric("slo_goodput_per_s", "1/s", "maximize", "trial", "Goodput at that rate."),
+    Metric(
+        "reward",
+        "reward",
+        "maximize",
+        "row",
+        "Mean reward of the step's samples; as a total, the mean over the last fifth of the steps.",
+    ),
+    Metric("reward_slope", "reward/step", "maximize", "trial", "Least-squares slope of reward over the measured steps."),
+    Metric("reward_std", "reward", "none", "row", "Standard deviation of reward across groups."),
+    Metric("kl", "nats", "minimize", "row", "KL divergence from the reference policy."),
+    Metric("loss", "loss", "none", "row", "Training loss."),
+    Metric("entropy", "nats", "none", "row", "Policy entropy."),
+    Metric("grad_norm", "norm", "none", "row", "Gradient norm."),
+    Metric("train_tokens_per_s", "tokens/s", "maximize", "row", "Trained tokens per second."),
+    Metric("fresh_sps", "1/s", "maximize", "row", "Newly generated samples per second; reused ones do not count."),
+    Metric("step_s", "s", "minimize", "row", "Seconds per optimiser step."),
+    Metric("generate_s", "s", "minimize", "row", "Seconds of a step spent generating."),
+    Metric("log_prob_s", "s", "minimize", "row", "Seconds of a step spent on log-probabilities."),
+    Metric("reward_s", "s", "minimize", "row", "Seconds of a step spent in the reward function."),
+    Metric("update_s", "s", "minimize", "row", "Seconds of a step spent updating weights."),
+    Metric(
+        "validity_rate", "ratio", "maximize", "row", "Share of samples the reward function reports as valid (json_ok or the like)."
+    ),
+    Metric("rollout_hit_rate", "ratio", "maximize", "row", "Prefix-cache hit rate of the rollout engine."),
+)
+
+_BY_NAME = {metric.name: metric for metric in TABLE}
+
+
+def names() -> tuple[str, ...]:
+    """Every addressable name, statistics spelled out."""
+    return tuple(
+        full
+        for metric in TABLE
+        for full in ([f"{metric.name}.{stat}" for stat in STATISTICS] if metric.distribution else [metric.name])
+    )
+
+
+def lookup(name: str) -> Metric:
+    """The metric of an addressable name such as `ttft_ms.p99`.
+
+    Raises KeyError whose message names the nearest known one.
+    """
+    base, _, statistic = name.partition(".")
+    metric = _BY_NAME.get(base)
+    if metric is None or bool(statistic) != metric.distribution or (statistic and statistic not in STATISTICS):
+        close = nearest(name, names())
+        raise KeyError(f"There is no metric {name!r}." + (f" Did you mean {close!r}?" if close else ""))
+    return metric

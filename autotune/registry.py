@@ -1,0 +1,43 @@
+"""Finds an engine, workload, exporter or executor by its file name, importing nothing else.
+
+`find("autotune.engines", "vllm", "engine")` imports `autotune.engines.vllm` and returns its `engine`. Third parties add
+theirs through the entry-point group of the same dotted name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+from typing import Any
+
+from autotune.errors import MissingPrerequisite, NotFound, nearest
+
+
+def names(package: str) -> tuple[str, ...]:
+    """Every name the package offers, built-in ones and entry points, sorted."""
+    folder = importlib.import_module(package).__path__
+    built_in = {module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_") and module.name != "base"}
+    return tuple(sorted(built_in | {point.name for point in entry_points(group=package)}))
+
+
+def find(package: str, name: str, attribute: str) -> Any:
+    """The object registered as `name`.
+
+    Raises NotFound (with the nearest name) or MissingPrerequisite (a package that the module imports is not installed).
+    """
+    points = {point.name: point for point in entry_points(group=package)}
+    if name in points:
+        return points[name].load()
+    if name not in names(package):
+        close = nearest(name, names(package))
+        hint = f" Did you mean {close!r}?" if close else ""
+        raise NotFound(f"There is no {attribute} named {name!r}; there are {', '.join(names(package))}.{hint}")
+    try:
+        return getattr(importlib.import_module(f"{package}.{name}"), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("autotune"):
+            raise
+        raise MissingPrerequisite(
+            f"The {attribute} {name!r} needs the package {error.name!r}, which is not installed: pip install {error.name}"
+        ) from error

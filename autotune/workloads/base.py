@@ -1,0 +1,53 @@
+"""The contract of a workload: what is done to a launched engine, and what is measured while doing it.
+
+A new workload is one file in this folder whose module-level name `workload` is the Workload subclass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from autotune.engines.base import Context, Serves, Session
+from autotune.trial import Frozen, Measurement, Scalar
+
+Progress = Callable[[str, float], None]
+"""Called with a short label of what is running now and the share of the workload that is done (0 to 1)."""
+
+
+class WorkloadOptions(Frozen):
+    """The `workload:` section of a study. A workload subclasses this."""
+
+    kind: str
+
+
+class Workload(ABC):
+    """Work for a launched engine. Holds no state between runs."""
+
+    kind: ClassVar[str]
+    needs: ClassVar[Serves]
+    Options: ClassVar[type[WorkloadOptions]] = WorkloadOptions
+
+    def __init__(self, options: WorkloadOptions) -> None:
+        self.options = options
+
+    @abstractmethod
+    def levels(self) -> tuple[Mapping[str, Scalar], ...]:
+        """The level keys its rows will carry, as far as known before running (an SLO climb finds its own)."""
+
+    @abstractmethod
+    def metrics(self) -> frozenset[str]:
+        """Names of the metrics its rows and totals can hold, e.g. `ttft_ms.p99`; objectives are checked against them."""
+
+    @abstractmethod
+    def run(self, session: Session, context: Context, progress: Progress) -> Measurement:
+        """Warm up, measure, return the table. Writes raw data below `context.folder`.
+
+        Raises TrialFailed when the engine dies or nothing valid can be measured; a row that broke a validity rule is
+        returned with `invalid` set.
+        """
+
+    @abstractmethod
+    def expected_seconds(self) -> float:
+        """Wall seconds `run` takes, for the plan's GPU-minutes; an upper estimate."""
