@@ -1,0 +1,296 @@
+"""The kinds of parameter a search space is made of, and how the sampler sees each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from autotune.expression import ExpressionError, parse
+from autotune.trial import Frozen, Scalar, Value
+
+
+@dataclass(frozen=True)
+class IntRange:
+    """Whole numbers from low to high, both included."""
+
+    low: int
+    high: int
+    step: int = 1
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class FloatRange:
+    """Numbers from low to high, both included; `step` None is continuous."""
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Unordered values."""
+
+    values: tuple[Scalar, ...]
+
+
+Distribution = IntRange | FloatRange | Choice
+
+
+def checked(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            parse(text)
+        except ExpressionError as error:
+            raise ValueError(str(error)) from None
+    return text
+
+
+class Canonical(Frozen):
+    """The engine-neutral name of a parameter; `invert` where the engine's flag says the opposite."""
+
+    name: str
+    invert: bool = False
+
+
+class Parameter(Frozen):
+    """What all kinds share. `changes` says what a change costs, `memory` which way a larger value moves memory need."""
+
+    tuned: bool = False
+    """Whether `include` brings it in without being named."""
+    when: str | None = None
+    about: str = ""
+    role: Literal["throughput", "memory", "algorithm"] = "throughput"
+    changes: Literal["relaunch", "live"] = "relaunch"
+    memory: Literal["more", "less", "none"] = "none"
+    canonical: Canonical | None = None
+    lossy: bool = False
+    """Whether it can change the model's answers, so that a winner needs a quality check."""
+
+    _when = field_validator("when")(checked)
+
+    @field_validator("canonical", mode="before")
+    @classmethod
+    def _short_canonical(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def distribution(self) -> Distribution | None:
+        """How the sampler sees it; None when it is not sampled."""
+        raise NotImplementedError
+
+    def decode(self, name: str, internal: Scalar) -> dict[str, Value]:
+        """The engine's parameters for a sampled value."""
+        return {name: internal}
+
+    def encode(self, name: str, values: Mapping[str, Value]) -> Scalar:
+        """The sampled value for the engine's parameters. Raises LookupError when it is not in the space."""
+        return _within(self.distribution(), values[name])
+
+
+class _Ranged(Parameter):
+    @model_validator(mode="after")
+    def _ordered(self) -> _Ranged:
+        low, high = getattr(self, "low"), getattr(self, "high")  # noqa: B009
+        if low > high:
+            raise ValueError(f"low ({low}) is above high ({high})")
+        if getattr(self, "log", False) and low <= 0:
+            raise ValueError("A log range must start above 0")
+        if getattr(self, "log", False) and getattr(self, "step", None) not in (None, 1):
+            raise ValueError("A log range cannot have a step")
+        return self
+
+
+class IntParameter(_Ranged):
+    kind: Literal["int"]
+    low: int
+    high: int
+    step: int = Field(default=1, gt=0)
+    log: bool = False
+
+    def distribution(self) -> Distribution:
+        return IntRange(self.low, self.low + (self.high - self.low) // self.step * self.step, self.step, self.log)
+
+
+class FloatParameter(_Ranged):
+    kind: Literal["float"]
+    low: Annotated[float, Field(allow_inf_nan=False)]
+    high: Annotated[float, Field(allow_inf_nan=False)]
+    step: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    log: bool = False
+
+    def distribution(self) -> Distribution:
+        return FloatRange(self.low, self.high, self.step, self.log)
+
+    def decode(self, name: str, internal: Scalar) -> dict[str, Value]:
+        return {name: round(float(internal or 0.0), 10)}
+
+
+class PowerOfTwoParameter(_Ranged):
+    """Sampled as the exponent, so that neighbours are a factor of two apart."""
+
+    kind: Literal["power_of_two"]
+    low: int = Field(gt=0)
+    high: int = Field(gt=0, le=1 << 40)
+
+    @field_validator("low", "high")
+    @classmethod
+    def _power(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError(f"{value} is not a power of two")
+        return value
+
+    def distribution(self) -> Distribution:
+        return IntRange(self.low.bit_length() - 1, self.high.bit_length() - 1)
+
+    def decode(self, name: str, internal: Scalar) -> dict[str, Value]:
+        return {name: 1 << int(internal or 0)}
+
+    def encode(self, name: str, values: Mapping[str, Value]) -> Scalar:
+        value = values[name]
+        if not isinstance(value, int) or value <= 0 or value & (value - 1):
+            raise LookupError(f"{name}={value!r} is not a power of two")
+        return _within(self.distribution(), value.bit_length() - 1)
+
+
+class ValuesParameter(Parameter):
+    """An ordered list of numbers, sampled as the index so that order is kept."""
+
+    kind: Literal["values"]
+    values: tuple[int | float, ...] = Field(min_length=1)
+
+    @field_validator("values")
+    @classmethod
+    def _rising(cls, values: tuple[int | float, ...]) -> tuple[int | float, ...]:
+        if list(values) != sorted(set(values)):
+            raise ValueError("The values must rise and not repeat; for unordered ones use kind: categorical")
+        return values
+
+    def distribution(self) -> Distribution:
+        return IntRange(0, len(self.values) - 1)
+
+    def decode(self, name: str, internal: Scalar) -> dict[str, Value]:
+        return {name: self.values[int(internal or 0)]}
+
+    def encode(self, name: str, values: Mapping[str, Value]) -> Scalar:
+        if values[name] not in self.values:
+            raise LookupError(f"{name}={values[name]!r} is not among {list(self.values)}")
+        return self.values.index(values[name])
+
+
+class CategoricalParameter(Parameter):
+    """Unordered values; lists and mappings are allowed for flags that take JSON."""
+
+    kind: Literal["categorical"]
+    values: tuple[Value, ...] = Field(min_length=1)
+
+    @field_validator("values")
+    @classmethod
+    def _distinct(cls, values: tuple[Value, ...]) -> tuple[Value, ...]:
+        if len({_key(value) for value in values}) < len(values):
+            raise ValueError("A value stands twice")
+        return values
+
+    def distribution(self) -> Distribution:
+        return Choice(tuple(_key(value) for value in self.values))
+
+    def decode(self, name: str, internal: Scalar) -> dict[str, Value]:
+        return {name: next(value for value in self.values if _key(value) == internal)}
+
+    def encode(self, name: str, values: Mapping[str, Value]) -> Scalar:
+        return _within(self.distribution(), _key(values[name]))
+
+
+class FlagParameter(Parameter):
+    """A boolean flag."""
+
+    kind: Literal["flag"]
+
+    def distribution(self) -> Distribution:
+        return Choice((False, True))
+
+
+class TupleParameter(Parameter):
+    """Parameters that only make sense together, e.g. tensor and data parallel sizes."""
+
+    kind: Literal["tuple"]
+    members: tuple[str, ...] = Field(min_length=2)
+    values: tuple[tuple[Value, ...], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _widths(self) -> TupleParameter:
+        for entry in self.values:
+            if len(entry) != len(self.members):
+                raise ValueError(f"{list(entry)} has {len(entry)} values for the {len(self.members)} members {list(self.members)}")
+        return self
+
+    def distribution(self) -> Distribution:
+        return Choice(tuple(_key(list(entry)) for entry in self.values))
+
+    def decode(self, name: str, internal: Scalar) -> dict[str, Value]:
+        entry = next(entry for entry in self.values if _key(list(entry)) == internal)
+        return dict(zip(self.members, entry, strict=True))
+
+    def encode(self, name: str, values: Mapping[str, Value]) -> Scalar:
+        return _within(self.distribution(), _key([values[member] for member in self.members]))
+
+
+class DerivedParameter(Parameter):
+    """Computed from the others; never sampled."""
+
+    kind: Literal["derived"]
+    expr: str
+
+    _expr = field_validator("expr")(checked)
+
+    def distribution(self) -> None:
+        return None
+
+
+class FixedParameter(Parameter):
+    """The same value in every trial but the default one."""
+
+    kind: Literal["fixed"]
+    value: Value
+
+    def distribution(self) -> None:
+        return None
+
+
+AnyParameter = Annotated[
+    IntParameter
+    | FloatParameter
+    | PowerOfTwoParameter
+    | ValuesParameter
+    | CategoricalParameter
+    | FlagParameter
+    | TupleParameter
+    | DerivedParameter
+    | FixedParameter,
+    Field(discriminator="kind"),
+]
+
+
+def _within(distribution: Distribution | None, value: Value) -> Scalar:
+    """`value` when the distribution holds it. Raises LookupError."""
+    if isinstance(distribution, Choice):
+        if any(type(value) is type(option) and value == option for option in distribution.values):
+            return value  # type: ignore[no-any-return]
+    elif distribution is not None and isinstance(value, int | float) and not isinstance(value, bool):
+        inside = distribution.low <= value <= distribution.high
+        steps = (value - distribution.low) / distribution.step if distribution.step else 0.0
+        if inside and abs(steps - round(steps)) < 1e-6:
+            return value
+    raise LookupError(f"{value!r} is outside {distribution}")
+
+
+def _key(value: Value) -> Scalar:
+    """A category as the sampler stores it: scalars as they are, lists and mappings as canonical JSON."""
+    if value is None or isinstance(value, list | dict | tuple):
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return value  # type: ignore[no-any-return]

@@ -1,0 +1,160 @@
+"""From a measurement to objective values and signed constraint violations.
+
+A selector names a number: `output_tokens_per_s`, or at one load level `ttft_ms.p99 @ request_rate=40`. Without a level, a
+metric of the whole trial is that metric; a metric of the rows is taken at its best row when higher is better (what the
+trial can reach) and at its worst row when lower is better (what every load level keeps to). Constraints always take the
+worst row.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from autotune.metrics import lookup
+from autotune.trial import FailureKind, Frozen, Measurement, Phase, Row, Scalar, TrialFailed
+
+Direction = Literal["maximize", "minimize"]
+
+_SELECTOR = re.compile(r"^\s*(?P<metric>[A-Za-z_][\w.]*)\s*(?:@\s*(?P<key>\w+)\s*=\s*(?P<value>[-\w.]+)\s*)?$")
+_CONSTRAINT = re.compile(
+    r"^\s*(?P<metric>[A-Za-z_][\w.]*)\s*(?P<op><=|>=)\s*(?P<limit>[-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*(?P<at>@.*)?$"
+)
+
+
+class Selector(Frozen):
+    """Names one number of a measurement."""
+
+    metric: str
+    key: str | None = None
+    value: Scalar = None
+
+    def __str__(self) -> str:
+        return self.metric if self.key is None else f"{self.metric} @ {self.key}={self.value}"
+
+    @classmethod
+    def parse(cls, text: str) -> Selector:
+        """Raises ValueError that says what is wrong and the nearest metric."""
+        match = _SELECTOR.match(text)
+        if match is None:
+            raise ValueError(
+                f"{text!r} is not of the form 'metric' or 'metric @ level=value', e.g. 'ttft_ms.p99 @ request_rate=40'"
+            )
+        try:
+            lookup(match["metric"])
+        except KeyError as error:
+            raise ValueError(str(error.args[0])) from None
+        return cls(metric=match["metric"], key=match["key"], value=None if match["value"] is None else _scalar(match["value"]))
+
+    def rows(self, measurement: Measurement) -> list[Row]:
+        """The rows it looks at."""
+        if self.key is None:
+            return list(measurement.rows)
+        return [row for row in measurement.rows if row.level.get(self.key) == self.value]
+
+
+class Objective(Frozen):
+    """A metric to optimise."""
+
+    selector: Selector
+    direction: Direction
+
+    @property
+    def name(self) -> str:
+        return str(self.selector)
+
+
+class Constraint(Frozen):
+    """A metric with a bound."""
+
+    selector: Selector
+    op: Literal["<=", ">="]
+    limit: float
+
+    @property
+    def name(self) -> str:
+        at = str(self.selector).removeprefix(self.selector.metric)
+        return f"{self.selector.metric} {self.op} {self.limit:g}{at}"
+
+    @classmethod
+    def parse(cls, text: str) -> Constraint:
+        """Parse `ttft_ms.p99 <= 500 @ request_rate=40`. Raises ValueError."""
+        match = _CONSTRAINT.match(text)
+        if match is None:
+            raise ValueError(
+                f"{text!r} is not of the form 'metric <= number' or 'metric >= number', with '@ level=value' after it if need be"
+            )
+        try:
+            limit = float(match["limit"])
+        except ValueError:
+            raise ValueError(f"{match['limit']!r} is not a number") from None
+        if limit == 0:
+            raise ValueError("A bound of 0 cannot be scaled; give a small number instead")
+        return cls(selector=Selector.parse(match["metric"] + (match["at"] or "")), op=match["op"], limit=limit)
+
+    def violation(self, value: float) -> float:
+        """How far the value breaks the bound, relative to it; ≤ 0 keeps it (facts: scaled as value / limit - 1)."""
+        relative = (value - self.limit) / abs(self.limit)
+        return relative if self.op == "<=" else -relative
+
+
+class Score(Frozen):
+    """What the sampler is told: objective values and constraint violations in the study's order."""
+
+    values: tuple[float, ...]
+    violations: tuple[float, ...] = ()
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every constraint is kept."""
+        return all(violation <= 0 for violation in self.violations)
+
+
+def score(measurement: Measurement, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()) -> Score:
+    """Score a measurement. Raises TrialFailed(incomplete) when a number it needs is absent or its row is invalid."""
+    values = tuple(value_of(measurement, objective.selector, objective.direction == "maximize") for objective in objectives)
+    bounds = tuple(
+        constraint.violation(value_of(measurement, constraint.selector, constraint.op == "<=")) for constraint in constraints
+    )
+    return Score(values=values, violations=bounds)
+
+
+def value_of(measurement: Measurement, selector: Selector, highest: bool) -> float:
+    """The number a selector names: of several rows the highest or the lowest; for objectives see `score`.
+
+    An objective to minimise is lower-is-better, so its worst row is the highest: both cases of a row metric take the
+    maximum there, and only a lower bound (`>=`) takes the minimum.
+    """
+    if selector.key is None and selector.metric in measurement.totals:
+        return measurement.totals[selector.metric]
+    rows = selector.rows(measurement)
+    if not rows:
+        raise _absent(selector, "no load level of that name was measured" if selector.key else "no row was measured")
+    for row in rows:
+        if row.invalid is not None:
+            raise _absent(selector, f"the level {dict(row.level)} is invalid: {row.invalid}")
+    found = [row.metrics[selector.metric] for row in rows if selector.metric in row.metrics]
+    if len(found) < len(rows) or not all(math.isfinite(value) for value in found):
+        raise _absent(selector, f"it was measured in {len(found)} of {len(rows)} rows")
+    minimised = lookup(selector.metric).direction == "minimize"
+    return max(found) if highest or minimised else min(found)
+
+
+def _absent(selector: Selector, why: str) -> TrialFailed:
+    return TrialFailed(
+        FailureKind.INCOMPLETE,
+        Phase.SCORE,
+        f"{selector} has no value: {why}.",
+        advice="Look at the row's own reason; lower the load, lengthen the window, or drop the metric from the study.",
+    )
+
+
+def _scalar(text: str) -> Scalar:
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return text

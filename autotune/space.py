@@ -1,0 +1,194 @@
+"""The search space: parameters, conditions, forbid rules and names the engine has dropped, as data.
+
+A point is the sampler's encoding (`{"vllm/max_num_seqs": 7}` is an exponent); a Configuration is what is launched. `decode`
+goes from one to the other, `encode` back. A space over several engines makes `engine` a parameter and every other one
+conditional on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from pydantic import Field, field_validator
+
+from autotune.expression import Expression, Unknown, parse
+from autotune.parameters import (
+    AnyParameter,
+    Choice,
+    DerivedParameter,
+    Distribution,
+    FixedParameter,
+    FloatRange,
+    IntRange,
+    Parameter,
+    TupleParameter,
+    checked,
+)
+from autotune.trial import Configuration, Frozen, Scalar, Value, digest_of
+
+Point = dict[str, Scalar]
+"""The sampler's encoding of a configuration."""
+
+Choose = Callable[[str, Distribution], Scalar]
+
+__all__ = ["Choice", "Choose", "Distribution", "EngineSpace", "FloatRange", "IntRange", "Point", "Rule", "Space", "SpaceFile"]
+
+
+class Rule(Frozen):
+    """A combination that is known to be impossible, and why."""
+
+    rule: str
+    reason: str
+
+    _rule = field_validator("rule")(checked)
+
+    @property
+    def expression(self) -> Expression:
+        return parse(self.rule)
+
+
+class SpaceFile(Frozen):
+    """The content of a file in `search_spaces/`."""
+
+    engine: str
+    versions: str = ""
+    about: str = ""
+    parameters: Mapping[str, AnyParameter]
+    forbid: tuple[Rule, ...] = ()
+    replaced: Mapping[str, str] = Field(default_factory=dict)
+
+
+class EngineSpace(Frozen):
+    """The part of a space that one engine has."""
+
+    engine: str
+    parameters: Mapping[str, AnyParameter]
+    forbid: tuple[Rule, ...] = ()
+    replaced: Mapping[str, str] = Field(default_factory=dict)
+    fixed: Mapping[str, Value] = Field(default_factory=dict)
+    """The study's fixed parameters: visible to conditions and rules, not part of a configuration."""
+
+    def sampled(self) -> Iterator[tuple[str, AnyParameter]]:
+        """Parameters the sampler chooses, in an order in which conditions can be decided."""
+        for name, parameter in self.parameters.items():
+            if parameter.distribution() is not None:
+                yield name, parameter
+
+    def names(self) -> frozenset[str]:
+        """Every engine parameter that a configuration can set."""
+        found: set[str] = set()
+        for name, parameter in self.parameters.items():
+            found.update(parameter.members if isinstance(parameter, TupleParameter) else [name])
+        return frozenset(found)
+
+    def active(self, parameter: Parameter, values: Mapping[str, Value]) -> bool:
+        """Whether a parameter's condition holds; an undecidable condition does not."""
+        return parameter.when is None or parse(parameter.when).holds({**self.fixed, **values})
+
+    def complete(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """`values` with the derived and fixed parameters computed."""
+        result = dict(values)
+        for name, parameter in self.parameters.items():
+            if not self.active(parameter, result):
+                continue
+            if isinstance(parameter, DerivedParameter):
+                try:
+                    result[name] = parse(parameter.expr)({**self.fixed, **result})
+                except Unknown:
+                    continue
+            elif isinstance(parameter, FixedParameter):
+                result[name] = parameter.value
+        return result
+
+
+class Space:
+    """Everything a study may choose from."""
+
+    def __init__(self, engines: Sequence[EngineSpace]) -> None:
+        self.engines: Mapping[str, EngineSpace] = {space.engine: space for space in engines}
+
+    @property
+    def digest(self) -> str:
+        """Changes when a parameter's kind, range or condition changes; a new space starts a new search."""
+        return digest_of([space.model_dump(mode="json", include={"engine", "parameters"}) for space in self.engines.values()])
+
+    def key(self, engine: str, name: str) -> str:
+        """The sampler's name of a parameter."""
+        return name if len(self.engines) == 1 else f"{engine}/{name}"
+
+    def suggest(self, choose: Choose) -> Point:
+        """One point, asked for parameter by parameter so that conditions hold."""
+        point: Point = {}
+        engine = next(iter(self.engines))
+        if len(self.engines) > 1:
+            engine = str(choose("engine", Choice(tuple(self.engines))))
+            point["engine"] = engine
+        space = self.engines[engine]
+        values: dict[str, Value] = {}
+        for name, parameter in space.sampled():
+            if space.active(parameter, values):
+                distribution = parameter.distribution()
+                assert distribution is not None
+                internal = choose(self.key(engine, name), distribution)
+                point[self.key(engine, name)] = internal
+                values.update(parameter.decode(name, internal))
+        return point
+
+    def decode(self, point: Mapping[str, Scalar]) -> Configuration:
+        """What to launch for a point."""
+        engine = str(point.get("engine") or next(iter(self.engines)))
+        space = self.engines[engine]
+        values: dict[str, Value] = {}
+        for name, parameter in space.sampled():
+            if self.key(engine, name) in point:
+                values.update(parameter.decode(name, point[self.key(engine, name)]))
+        return Configuration(engine=engine, values=space.complete(values))
+
+    def encode(self, configuration: Configuration, resolved: Mapping[str, Value]) -> Point | None:
+        """The point of a configuration, unset parameters taken from `resolved`; None when it lies outside the space."""
+        space = self.engines.get(configuration.engine)
+        if space is None:
+            return None
+        known = {**space.fixed, **resolved, **configuration.values}
+        point: Point = {} if len(self.engines) == 1 else {"engine": configuration.engine}
+        try:
+            for name, parameter in space.sampled():
+                if space.active(parameter, known):
+                    point[self.key(configuration.engine, name)] = parameter.encode(name, known)
+        except LookupError:
+            return None
+        return point
+
+    def distributions(self, point: Mapping[str, Scalar]) -> dict[str, Distribution]:
+        """The distribution of every parameter of a point."""
+        found: dict[str, Distribution] = {}
+
+        def choose(name: str, distribution: Distribution) -> Scalar:
+            found[name] = distribution
+            return point[name]
+
+        self.suggest(choose)
+        return found
+
+    def forbidden(self, configuration: Configuration, facts: Mapping[str, Value] | None = None) -> Rule | None:
+        """The first rule that forbids a configuration. `facts` are values the rules may read beside the parameters."""
+        space = self.engines.get(configuration.engine)
+        if space is None:
+            return None
+        values = {**(facts or {}), **space.fixed, **configuration.values}
+        return next((rule for rule in space.forbid if rule.expression.holds(values)), None)
+
+    def size(self) -> float:
+        """How many points there are; infinite with a continuous parameter. Conditions are ignored."""
+        return sum(math.prod(_count(p.distribution()) for _, p in space.sampled()) for space in self.engines.values())
+
+
+def _count(distribution: Distribution | None) -> float:
+    if isinstance(distribution, Choice):
+        return len(distribution.values)
+    if isinstance(distribution, IntRange):
+        return (distribution.high - distribution.low) // distribution.step + 1
+    if isinstance(distribution, FloatRange) and distribution.step is not None:
+        return math.floor((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
+    return math.inf
