@@ -1,0 +1,178 @@
+"""study.yaml → frozen models. Nothing runs here; engine and workload sections stay raw until their own room validates them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from autotune import source
+from autotune.score import Constraint, Objective, Selector
+from autotune.source import Source
+from autotune.trial import Frozen, Value, digest_of
+
+_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
+
+
+def _objective(value: Any) -> Any:
+    if isinstance(value, Objective):
+        return value
+    if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in ("maximize", "minimize"):
+        raise ValueError("An objective is one of 'maximize: METRIC' or 'minimize: METRIC'")
+    direction, text = next(iter(value.items()))
+    if not isinstance(text, str):
+        raise ValueError(f"The metric to {direction} must be a name")
+    return Objective(selector=Selector.parse(text), direction=direction)
+
+
+def _constraint(value: Any) -> Any:
+    if isinstance(value, Constraint):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("A constraint is a text such as 'ttft_ms.p99 <= 500'")
+    return Constraint.parse(value)
+
+
+class Budget(Frozen):
+    """What a study may spend; it stops at whichever comes first."""
+
+    trials: int = Field(default=30, ge=1, le=100_000)
+    """Trials of the search, the default configuration included; finalists come on top."""
+    gpu_minutes: float | None = Field(default=None, gt=0)
+    """GPU-minutes of all trials together, start-up included; on a machine without GPUs, minutes of running trials."""
+
+
+class Search(Frozen):
+    """How configurations are proposed."""
+
+    sampler: str = "auto"
+    """`auto`, `tpe`, `gp`, `random`, `grid`, `nsga2`, or `package.module:Class`."""
+    strategy: Literal["joint", "staged"] = "joint"
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    startup_trials: int = Field(default=10, ge=0)
+    """Random configurations before the sampler's model is trusted."""
+    options: Mapping[str, Value] = Field(default_factory=dict)
+    """Passed to the sampler's constructor."""
+    warm_start: bool = True
+    """Whether fronts of related studies in the same store are tried first."""
+    baseline_every: int = Field(default=10, ge=0)
+    """The default is measured again after every so many trials, as the drift gauge; 0 never."""
+    plateau: int = Field(default=0, ge=0)
+    """Stop after so many trials without 1 % growth of the hypervolume; 0 never."""
+
+
+class Finalists(Frozen):
+    """The front measured again beside the default; `count: 0` switches it off."""
+
+    count: int = Field(default=3, ge=0, le=5)
+    repeats: int = Field(default=3, ge=2, le=20)
+
+
+class ExecutorSpec(Frozen):
+    """Where trials run."""
+
+    kind: str = "local"
+    parallel: int | Literal["auto"] = "auto"
+    address: str | None = None
+
+    @field_validator("parallel")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("'parallel' must be 1 or more, or 'auto'")
+        return value
+
+
+class TrackingSpec(Frozen):
+    """The MLflow server that results are shown in; None is a SQLite file beside the study."""
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str = Field(default="autotune", min_length=1)
+
+
+class SpaceSection(Frozen):
+    """A study's choice from a space file, or parameters of its own.
+
+    `select` names the parameters to tune (engine's names or canonical ones); without it the file's `tuned` set.
+    `override` changes a parameter's range; a list stands for values, a plain value fixes it.
+    """
+
+    include: str | None = None
+    select: tuple[str, ...] | None = None
+    override: Mapping[str, Any] = Field(default_factory=dict)
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
+    forbid: tuple[Any, ...] = ()
+
+
+class SearchSpaceSection(SpaceSection):
+    """As SpaceSection for every engine of the study; `engines` adds to it for one engine alone."""
+
+    engines: Mapping[str, SpaceSection] = Field(default_factory=dict)
+
+
+class Study(Frozen):
+    """One tuning job."""
+
+    name: str
+    about: str = ""
+    engine: tuple[Mapping[str, Any], ...] = Field(min_length=1)
+    """One raw section per engine; several make the engine a parameter."""
+    workload: Mapping[str, Any]
+    search_space: SearchSpaceSection = SearchSpaceSection()
+    objectives: tuple[Annotated[Objective, BeforeValidator(_objective)], ...] = Field(min_length=1, max_length=4)
+    constraints: tuple[Annotated[Constraint, BeforeValidator(_constraint)], ...] = ()
+    budget: Budget = Budget()
+    search: Search = Search()
+    first_trials: tuple[Mapping[str, Any], ...] = ()
+    """Configurations to try right after the default: parameter → value, and `engine` where there are several."""
+    finalists: Finalists = Finalists()
+    executor: ExecutorSpec = ExecutorSpec()
+    tracking: TrackingSpec = TrackingSpec()
+    reuse: bool = False
+    """Whether equal trials of earlier studies in the store are taken over instead of run."""
+    export: tuple[str, ...] = ()
+    """Exporters that run for the winner at the end."""
+
+    @field_validator("name")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not _NAME.match(value):
+            raise ValueError("A study's name is 1 to 64 of a-z, 0-9, '.', '_' and '-', and starts with a letter or digit")
+        return value
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        names = [objective.name for objective in self.objectives]
+        if len(set(names)) < len(names):
+            raise ValueError("The same objective stands twice")
+        bounds = [constraint.name for constraint in self.constraints]
+        if len(set(bounds)) < len(bounds):
+            raise ValueError("The same constraint stands twice")
+        kinds = [section.get("kind") for section in self.engine]
+        if len({str(kind) for kind in kinds}) < len(kinds):
+            raise ValueError("Each engine may stand once in a study")
+        return self
+
+    @property
+    def identity(self) -> str:
+        """Digest of what a measurement depends on. A study whose identity changed cannot be continued."""
+        return digest_of({"engine": [dict(section) for section in self.engine], "workload": dict(self.workload)})
+
+
+def load(path: Path) -> tuple[Study, Source]:
+    """Read and validate a study file. Raises InvalidInput with every mistake found."""
+    return validate(source.read(path))
+
+
+def validate(text: Source) -> tuple[Study, Source]:
+    """Validate a parsed study. Raises InvalidInput."""
+    return source.validate(Study, text.data, text), text
