@@ -1,0 +1,328 @@
+"""Starts processes so that they can be ended completely, ends them, and finds what a killed driver left behind.
+
+The only room that uses `subprocess`. Everything is started in a session of its own, carries AUTOTUNE_TAG in its
+environment, writes straight into its log file and never passes through a shell. Nothing is ever ended by name or port:
+only by tag, session and descent, each process checked against its start time through a pidfd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from autotune import proc
+from autotune.errors import AutotuneError, MissingPrerequisite
+from autotune.logs import LogReader, tail
+from autotune.ports import answers_for, free_port, port_listener, wait_gone
+from autotune.proc import TAG_VARIABLE, Proc, make_tag, tagged
+from autotune.resident import PeakMemory, tree_memory_bytes
+from autotune.secrets import is_secret_name
+
+__all__ = [
+    "Completed",
+    "LogReader",
+    "PeakMemory",
+    "Process",
+    "Reaped",
+    "StopReport",
+    "answers_for",
+    "end",
+    "free_port",
+    "inherited_environment",
+    "make_tag",
+    "port_listener",
+    "reap",
+    "run",
+    "scratch_root",
+    "start",
+    "tagged",
+    "tail",
+    "tree_memory_bytes",
+    "wait_gone",
+]
+
+_POLL_S = 0.05
+_TERM_OTHERS_S = 3.0
+"""How long the leader's children get after their own TERM, once the leader is gone."""
+_KILL_WAIT_S = 15.0
+"""How long a killed process may take to vanish; a GPU driver unmaps memory of a killed process for seconds."""
+_KEPT_SECRETS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
+"""Credentials that an engine may need, to fetch the model."""
+_DROPPED = ("AUTOTUNE_", "MLFLOW_", "PYTEST_", "TORCHELASTIC_")
+_DROPPED_NAMES = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONHOME"})
+
+
+@dataclass(frozen=True, slots=True)
+class StopReport:
+    """How the end of a tree went. `killed` counts processes that needed KILL; `survivors` are ids that even that did not end."""
+
+    seconds: float
+    returncode: int | None
+    killed: int
+    survivors: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A finished helper command. `returncode` is negative for a signal; `timed_out` says that it was ended by us."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    seconds: float
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """One trial's leftovers that were ended."""
+
+    study: str
+    trial: str
+    pids: tuple[int, ...]
+    survivors: tuple[int, ...]
+
+
+@dataclass
+class Process:
+    """A started process and its tree. Leaving it as a context manager stops it."""
+
+    popen: subprocess.Popen[bytes]
+    tag: str
+    log: Path
+    identity: tuple[int, int]
+    seen: set[tuple[int, int]] = field(default_factory=set)
+    """Every member ever looked at, so that one that left session, tag and parent behind is still known."""
+    report: StopReport | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def pid(self) -> int:
+        """The leader's id, which is also its session's."""
+        return self.popen.pid
+
+    def members(self) -> list[Proc]:
+        """Every live process of the tree, zombies aside."""
+        found = proc.members(self.tag, self.identity, self.seen)
+        self.seen.update(one.identity for one in found)
+        return found
+
+    def returncode(self) -> int | None:
+        """The leader's exit status, None while it runs."""
+        return self.popen.poll()
+
+    def alive(self) -> bool:
+        """Whether the leader runs."""
+        return self.popen.poll() is None
+
+    def follow(self, poll_s: float = 0.1) -> Iterator[str]:
+        """Log lines as they come; ends after the last line of a dead leader. Abandon it at any time."""
+        reader = LogReader(self.log)
+        while self.alive():
+            yield from reader.lines()
+            time.sleep(poll_s)
+        yield from reader.lines(final=True)
+
+    def stop(self, grace_s: float = 10.0) -> StopReport:
+        """End the whole tree and await it: TERM to the leader, TERM to what it leaves, KILL to what ignores both. Idempotent."""
+        with self._lock:
+            if self.report is None or self.members():
+                before = time.monotonic()
+                killed, survivors = end(self.members, self.pid, grace_s, reap_child=self.popen.poll)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.popen.wait(0.0 if survivors else 5.0)
+                self.report = StopReport(time.monotonic() - before, self.popen.poll(), killed, survivors)
+            return self.report
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+
+def start(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path, tag: str, cpus: Sequence[int] = ()) -> Process:
+    """Start a command in a session of its own, its output going straight into `log`.
+
+    Its environment is the inherited one without credentials and leftovers of other launchers, then `env`, then the tag.
+    Raises MissingPrerequisite when the program does not exist, AutotuneError when it cannot be started.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    full = {**inherited_environment(), **env, **_marks(tag)}
+    with log.open("ab") as output, _affinity(cpus):
+        popen = _popen(argv, env=full, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+    seen = proc.look(popen.pid)
+    assert seen is not None, "an unreaped child is in the process table"
+    return Process(popen, tag, log, seen.identity)
+
+
+def run(
+    argv: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = None, *, stdin: str = "", cwd: Path | None = None
+) -> Completed:
+    """Run a short helper command to its end and return its output; its whole tree is ended after `timeout_s`.
+
+    Raises MissingPrerequisite when the program does not exist. A non-zero exit status is for the caller to judge.
+    """
+    tag = make_tag(Path(tempfile.gettempdir()), "run", "helper")
+    before = time.monotonic()
+    popen = _popen(
+        argv,
+        env={**inherited_environment(), **(env or {}), **_marks(tag)},
+        cwd=cwd or Path.cwd(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    leader = proc.look(popen.pid)
+    identity = leader.identity if leader else None
+    try:
+        out, err = popen.communicate(stdin.encode(), timeout=timeout_s)
+        timed_out = False
+    except subprocess.TimeoutExpired:
+        end(lambda: proc.members(tag, identity), popen.pid, 1.0, reap_child=popen.poll)
+        out, err = popen.communicate()
+        timed_out = True
+    except BaseException:
+        end(lambda: proc.members(tag, identity), popen.pid, 0.0, reap_child=popen.poll)
+        raise
+    seconds = time.monotonic() - before
+    return Completed(popen.returncode, out.decode(errors="replace"), err.decode(errors="replace"), seconds, timed_out)
+
+
+def end(
+    members: Callable[[], list[Proc]], leader: int | None, grace_s: float, reap_child: Callable[[], object] = lambda: None
+) -> tuple[int, tuple[int, ...]]:
+    """End a tree: TERM to the leader (to all when it is gone), TERM to what outlives it, then KILL.
+
+    Returns how many needed KILL and which ids survived even that.
+    """
+    deadline = time.monotonic() + grace_s
+    first = [one for one in members() if one.pid == leader] or members()
+    _signal_all(first, signal.SIGTERM)
+    left = _await(members, deadline, reap_child, until=lambda left: all(one.pid != leader for one in left))
+    if left and time.monotonic() < deadline:
+        _signal_all(left, signal.SIGTERM)
+        left = _await(members, min(deadline, time.monotonic() + _TERM_OTHERS_S), reap_child)
+    killed = set[tuple[int, int]]()
+    deadline = time.monotonic() + _KILL_WAIT_S
+    while left and time.monotonic() < deadline:
+        killed |= {one.identity for one in left}
+        _signal_all(left, signal.SIGKILL)
+        left = _await(members, min(deadline, time.monotonic() + 0.5), reap_child)
+    return len(killed), tuple(one.pid for one in left)
+
+
+def reap(store: Path | None = None) -> list[Reaped]:
+    """End every tagged process whose driver is gone, of one store or (None) of any, and remove such drivers' scratch folders.
+
+    A process whose driver still runs, or was in another pid namespace, is left alone.
+    """
+    wanted = None if store is None else proc.store_digest(store)
+    mine = proc.lineage()
+    tags = {text for pid in proc.table() if pid not in mine and (text := proc.tag_of(pid)) is not None}
+    reaped = []
+    for text in sorted(tags):
+        tag = proc.parse_tag(text)
+        if tag is None or (wanted is not None and tag.store != wanted) or proc.driver_alive(tag):
+            continue
+        pids = tuple(one.pid for one in proc.members(text))
+        _, survivors = end(lambda text=text: proc.members(text), None, 3.0)  # type: ignore[misc]
+        reaped.append(Reaped(tag.study, tag.trial, pids, survivors))
+    _remove_orphaned_scratch()
+    return reaped
+
+
+def scratch_root() -> Path:
+    """Where this driver's trials keep what must not outlive them. Its name says whose it is, so that `reap` can judge it."""
+    me = proc.look(os.getpid())
+    assert me is not None, "this process is in the process table"
+    return Path(tempfile.gettempdir()) / f"autotune-{proc.pid_namespace()}-{me.pid}-{me.start}"
+
+
+def inherited_environment() -> dict[str, str]:
+    """This process's environment without credentials (but the model hub's), its own variables and other launchers' leftovers."""
+    return {name: value for name, value in os.environ.items() if _passes_on(name)}
+
+
+def _passes_on(name: str) -> bool:
+    if name in _KEPT_SECRETS:
+        return True
+    return not (name in _DROPPED_NAMES or name.startswith(_DROPPED) or is_secret_name(name))
+
+
+def _marks(tag: str) -> dict[str, str]:
+    # A process that renames itself overwrites the memory behind /proc/PID/environ unless SPT_NOENV is set (setproctitle).
+    return {TAG_VARIABLE: tag, "SPT_NOENV": "1"}
+
+
+def _popen(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, **streams: object) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(list(argv), env=dict(env), cwd=cwd, start_new_session=True, close_fds=True, **streams)  # type: ignore[call-overload,no-any-return]
+    except FileNotFoundError as error:
+        raise MissingPrerequisite(f"Cannot start {argv[0]!r}: {error.filename!r} does not exist.") from error
+    except (OSError, ValueError) as error:
+        raise AutotuneError(f"Cannot start {argv[0]!r}: {error}.") from error
+
+
+@contextlib.contextmanager
+def _affinity(cpus: Sequence[int]) -> Iterator[None]:
+    """Pins the calling thread, whose cores a child inherits, for as long as the child takes to be born."""
+    if not cpus:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(cpus) & before or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _signal_all(targets: Iterable[Proc], number: signal.Signals) -> None:
+    for target in targets:
+        with contextlib.suppress(OSError):
+            handle = os.pidfd_open(target.pid)
+            try:
+                now = proc.look(target.pid)
+                if now is not None and now.start == target.start:
+                    signal.pidfd_send_signal(handle, number)
+                    if number is signal.SIGTERM:
+                        signal.pidfd_send_signal(handle, signal.SIGCONT)  # a stopped process cannot act on TERM
+            finally:
+                os.close(handle)
+
+
+def _await(
+    members: Callable[[], list[Proc]],
+    deadline: float,
+    reap_child: Callable[[], object],
+    until: Callable[[list[Proc]], bool] = lambda left: False,
+) -> list[Proc]:
+    """Wait for the tree to be empty, for `until`, or for the deadline; returns who is left."""
+    while True:
+        reap_child()
+        left = members()
+        if not left or until(left) or time.monotonic() >= deadline:
+            return left
+        time.sleep(_POLL_S)
+
+
+def _remove_orphaned_scratch() -> None:
+    for folder in Path(tempfile.gettempdir()).glob("autotune-*-*-*"):
+        parts = folder.name.split("-")[1:]
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts) or folder.is_symlink():
+            continue
+        namespace, pid, begun = (int(part) for part in parts)
+        if not proc.driver_alive(proc.Tag("", namespace, pid, begun, "", "", "")):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,104 @@
+"""How much main memory a tree of processes holds, now and at most."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from autotune.proc import Proc
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def tree_memory_bytes(pids: Iterable[int]) -> int:
+    """Resident memory of a tree, shared pages counted once (PSS) where the kernel tells, else the sum of resident sizes."""
+    pids = list(pids)
+    pss = pss_bytes(pids)
+    return rss_bytes(pids) if pss is None else pss
+
+
+class PeakMemory:
+    """Samples a tree's resident memory from a thread and keeps the highest.
+
+    The cheap resident sum is read at every sample. The proportional size (PSS), which costs a page-table walk, is read
+    only when that sum reaches a new high by 1 %; `peak_bytes` is the highest PSS, or the highest sum where the kernel
+    withholds PSS (`method` says which). None until something was sampled.
+    """
+
+    def __init__(self, members: Callable[[], list[Proc]], interval_s: float = 0.25) -> None:
+        self.peak_bytes: int | None = None
+        self.method = "pss"
+        self._members = members
+        self._interval_s = interval_s
+        self._highest_rss = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop sampling. Idempotent; the peak stays."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _loop(self) -> None:
+        pids: list[int] = []
+        looked = 0.0
+        while True:
+            if time.monotonic() - looked >= 1.0:
+                pids, looked = [one.pid for one in self._members()], time.monotonic()
+            self._sample(pids)
+            if self._stop.wait(self._interval_s):
+                return
+
+    def _sample(self, pids: list[int]) -> None:
+        rss = rss_bytes(pids)
+        if not rss or rss <= self._highest_rss * 1.01:
+            return
+        self._highest_rss = rss
+        pss = pss_bytes(pids)
+        if pss is None:
+            self.method = "rss"
+        self.peak_bytes = max(self.peak_bytes or 0, rss if pss is None else pss)
+
+
+def rss_bytes(pids: Iterable[int]) -> int:
+    """Sum of resident set sizes; pages shared between the processes count once for each."""
+    return sum(_statm_rss(pid) for pid in pids)
+
+
+def pss_bytes(pids: Iterable[int]) -> int | None:
+    """Sum of proportional set sizes: resident memory in which a shared page counts once over all who share it.
+
+    None when the kernel does not tell for one of the processes that is still alive.
+    """
+    total = 0
+    for pid in pids:
+        try:
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError:
+            return None
+        match = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+        total += int(match[1]) * 1024 if match else 0
+    return total
+
+
+def _statm_rss(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    except (OSError, IndexError):
+        return 0
