@@ -152,9 +152,19 @@ def validate(model: type[ModelT], data: Any, source: Source, at: Place = ()) -> 
 
 def mistakes(error: ValidationError, model: type[BaseModel], source: Source, at: Place = ()) -> list[Mistake]:
     """Every error of a pydantic validation, in file order, each with its line and the nearest right name."""
-    found = [_mistake(detail, model, source, at) for detail in error.errors(include_url=False)]
+    details = error.errors(include_url=False)
+    hollow = {"too_short", "missing"} if len(details) > 1 else set()
+    found = [
+        _mistake(detail, model, source, at) for detail in details if not (detail["type"] in hollow and _follows(detail, details))
+    ]
     unique = {(mistake.path, mistake.problem): mistake for mistake in found}
     return sorted(unique.values(), key=lambda mistake: (mistake.line or 0, mistake.path))
+
+
+def _follows(detail: Any, details: Sequence[Any]) -> bool:
+    """Whether an error only repeats one inside it: a list is too short because its items were refused."""
+    loc = detail["loc"]
+    return any(len(other["loc"]) > len(loc) and other["loc"][: len(loc)] == loc for other in details)
 
 
 def _mistake(detail: Any, model: type[BaseModel], source: Source, at: Place) -> Mistake:
@@ -168,13 +178,13 @@ def _mistake(detail: Any, model: type[BaseModel], source: Source, at: Place) -> 
         )
     if kind == "missing":
         return source.mistake(place, f"{detail['loc'][-1]!r} is missing.")
-    message = str(detail["msg"]).removeprefix("Value error, ").rstrip(".")
+    message = sentence(str(detail["msg"]))
     allowed = context.get("expected") or context.get("expected_tags")
     close = None
     if allowed and isinstance(detail["input"], str):
         close = nearest(detail["input"], [word.strip("' ") for word in str(allowed).replace(" or ", ",").split(",")])
     shown = None if isinstance(detail["input"], dict | list) or kind == "value_error" else shorten(detail["input"])
-    return source.mistake(place, message[:1].upper() + message[1:] + ".", found=shown, allowed=None, nearest=close)
+    return source.mistake(place, message, found=shown, nearest=close)
 
 
 def _real(loc: tuple[str | int, ...], source: Source, at: Place) -> Place:
@@ -206,6 +216,12 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from _models(argument)
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
+
+
+def sentence(message: str) -> str:
+    """A pydantic message as a whole sentence."""
+    text = message.removeprefix("Value error, ")
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
 
 
 def shorten(value: Any, limit: int = 80) -> str:

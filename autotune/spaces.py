@@ -112,12 +112,9 @@ class _Builder:
                 self.file = load(name)
             except InvalidInput as error:
                 here = (*place, "include")
-                self.mistakes += [
-                    mistake
-                    if mistake.file
-                    else replace(mistake, line=self.text.line(here), file=self.text.file, path=source.dotted(here))
-                    for mistake in error.mistakes
-                ]
+                for mistake in error.mistakes:
+                    moved = replace(mistake, line=self.text.line(here), file=self.text.file, path=source.dotted(here))
+                    self.mistakes.append(mistake if mistake.file else moved)
 
     def find(self, name: str, place: Place) -> str | None:
         """A parameter's own name for a name or canonical name; None, with a mistake, when there is none."""
@@ -190,21 +187,21 @@ class _Builder:
 
     def explain(self, detail: Any, place: Place) -> Mistake:
         loc = [part for part in detail["loc"][1:] if isinstance(part, str | int)]
-        message = str(detail["msg"]).removeprefix("Value error, ").rstrip(".")
+        message = source.sentence(str(detail["msg"]))
         if detail["type"] == "union_tag_not_found":
             return self.text.mistake(place, "A parameter needs a 'kind', or is a list of values, or a plain value that fixes it.")
         close = None
         if detail["type"] == "union_tag_invalid":
             kinds = str(detail["ctx"]["expected_tags"]).replace("'", "").split(", ")
-            message, close = "This kind of parameter does not exist", nearest(str(detail["ctx"]["tag"]), kinds)
+            message, close = "This kind of parameter does not exist.", nearest(str(detail["ctx"]["tag"]), kinds)
             return self.text.mistake(
-                (*place, "kind"), message + ".", found=repr(detail["ctx"]["tag"]), allowed=", ".join(kinds), nearest=close
+                (*place, "kind"), message, found=repr(detail["ctx"]["tag"]), allowed=", ".join(kinds), nearest=close
             )
         if detail["type"] == "extra_forbidden":
-            message = f"{loc[-1]!r} is not known for this kind of parameter"
+            message = f"{loc[-1]!r} is not known for this kind of parameter."
         elif detail["type"] == "missing":
-            message = f"{loc[-1]!r} is missing"
-        return self.text.mistake((*place, *loc), message[:1].upper() + message[1:] + ".")
+            message = f"{loc[-1]!r} is missing."
+        return self.text.mistake((*place, *loc), message)
 
     def rules(self, place: Place, section: SpaceSection) -> list[Rule]:
         result = []
