@@ -24,6 +24,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.stats import Interval
+
 Direction = Literal["maximize", "minimize"]
 Point = Sequence[float]
 Losses = NDArray[np.float64]
@@ -31,26 +33,8 @@ Losses = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A measured value with the bounds of its 95 % interval; `low == high == value` when its noise is not known."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def exact(cls, value: float) -> Interval:
-        """A value without a measured interval."""
-        return cls(value, value, value)
-
-    def overlaps(self, other: Interval) -> bool:
-        """Whether the two intervals share a value, so that the difference may be noise."""
-        return self.low <= other.high and other.low <= self.high
-
-
-@dataclass(frozen=True, slots=True)
 class NoisyFront:
-    """A front read with its noise; all numbers are indices into the points given.
+    """A front read with its noise (a value of unknown noise has an interval of no width); all numbers are indices into the points given.
 
     `members` are the non-dominated points by value. `contenders` are dominated by value, but by no point beyond noise:
     measuring again could put them on the front. `ties` names for each of both the members and contenders whose
@@ -95,7 +79,7 @@ def fronts(points: Sequence[Point], directions: Sequence[Direction]) -> tuple[tu
 
 def noisy_front(points: Sequence[Sequence[Interval]], directions: Sequence[Direction]) -> NoisyFront:
     """The front of points with intervals, with those that noise may have pushed off it."""
-    members = front([[cell.value for cell in point] for point in points], directions)
+    members = front([[cell.estimate for cell in point] for point in points], directions)
     contenders = tuple(
         index
         for index in range(len(points))
@@ -205,7 +189,7 @@ def _beats(first: Sequence[Interval], second: Sequence[Interval], directions: Se
 
     Being part of domination it has no cycles, which interval comparison alone has from three objectives on.
     """
-    by_value = dominates([cell.value for cell in first], [cell.value for cell in second], directions)
+    by_value = dominates([cell.estimate for cell in first], [cell.estimate for cell in second], directions)
     return by_value and not tied(first, second)
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
 
 from autotune import pareto
-from autotune.pareto import Interval, Reference
+from autotune.pareto import Reference
+from autotune.stats import Interval
 
 SIDES = st.sampled_from(["maximize", "minimize"])
 SMALL = st.integers(0, 6).map(float)
@@ -158,7 +159,7 @@ def test_overlapping_members_are_ties_and_a_near_miss_is_a_contender():
 @given(tables())
 def test_exact_intervals_leave_no_contenders_and_tie_only_equals(table):
     points, directions = table
-    found = pareto.noisy_front([[Interval.exact(value) for value in point] for point in points], directions)
+    found = pareto.noisy_front([[Interval(value, value, value) for value in point] for point in points], directions)
     assert found.members == pareto.front(points, directions)
     assert found.contenders == ()
     for index, others in found.ties.items():

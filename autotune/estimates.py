@@ -1,0 +1,112 @@
+"""What repeated measurements say: an interval for a value, and for its gain over the default. Pure.
+
+Few configurations are measured more than once, so the noise is pooled over all that are: the within-group variance of
+one-way analysis of variance, on logarithms where every value is positive (serving metrics vary in proportion to their
+size), else on the values themselves. Without a single repeat the noise is unknown, and no interval is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from autotune.pareto import Direction
+from autotune.stats import Interval, t_quantile
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Pooled run-to-run standard deviation with its degrees of freedom; relative when `logarithmic`."""
+
+    deviation: float
+    freedom: int
+    logarithmic: bool
+
+    def margin(self, *counts: int) -> float:
+        """Half the 95 % interval of a mean of `counts[0]` runs, or of the difference of two such means."""
+        return t_quantile(0.975, self.freedom) * self.deviation * math.sqrt(sum(1 / count for count in counts))
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """How a trial compares with the engine's default in one metric, measured in the same study.
+
+    `ratio` is value over default; its bounds are None while no configuration was measured twice. `improvement` reads the
+    same in the metric's good direction. `runs` counts the measurements behind value and default.
+    """
+
+    metric: str
+    direction: Direction
+    trial: int
+    value: float
+    default: float
+    ratio: float | None
+    low: float | None
+    high: float | None
+    runs: tuple[int, int]
+
+    @property
+    def improvement(self) -> float | None:
+        """Relative gain in the good direction: 0.25 is a quarter more throughput, or a quarter less latency."""
+        if self.ratio is None:
+            return None
+        return self.ratio - 1 if self.direction == "maximize" else 1 - self.ratio
+
+    @property
+    def certain(self) -> bool | None:
+        """Whether the 95 % interval of the ratio excludes 1; None when there is no interval."""
+        return None if self.low is None or self.high is None else not self.low <= 1 <= self.high
+
+    def __str__(self) -> str:
+        if self.ratio is None:
+            return f"{self.metric}: {self.value:.4g} against the default's {self.default:.4g}"
+        text = f"{self.metric}: {self.ratio:.2f} times the default ({self.value:.4g} against {self.default:.4g}"
+        if self.low is None or self.high is None:
+            return f"{text}; uncertainty unknown, nothing was measured twice)"
+        verdict = "" if self.certain else ", within noise"
+        return f"{text}, 95 % interval {self.low:.2f} to {self.high:.2f}{verdict})"
+
+
+def pooled(groups: Iterable[Sequence[float]]) -> Noise | None:
+    """The noise common to groups of repeated measurements; None when no group has two."""
+    repeated = [list(group) for group in groups if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in repeated)
+    if not freedom:
+        return None
+    logarithmic = all(value > 0 for group in repeated for value in group)
+    if logarithmic:
+        repeated = [[math.log(value) for value in group] for group in repeated]
+    squares = sum((value - math.fsum(group) / len(group)) ** 2 for group in repeated for value in group)
+    return Noise(math.sqrt(squares / freedom), freedom, logarithmic)
+
+
+def estimate(samples: Sequence[float], noise: Noise | None) -> Interval | None:
+    """The mean of a configuration's runs with its 95 % interval; None without an interval. `mean` gives the value alone."""
+    centre = mean(samples, noise)
+    if noise is None or (noise.logarithmic and centre <= 0):
+        return None
+    margin = noise.margin(len(samples))
+    if noise.logarithmic:
+        return Interval(centre, centre * math.exp(-margin), centre * math.exp(margin))
+    return Interval(centre, centre - margin, centre + margin)
+
+
+def mean(samples: Sequence[float], noise: Noise | None = None) -> float:
+    """The geometric mean where the noise is relative, else the arithmetic one."""
+    if noise is not None and noise.logarithmic and all(value > 0 for value in samples):
+        return math.exp(math.fsum(math.log(value) for value in samples) / len(samples))
+    return math.fsum(samples) / len(samples)
+
+
+def gain(
+    metric: str, direction: Direction, trial: int, samples: Sequence[float], default: Sequence[float], noise: Noise | None
+) -> Gain:
+    """Compare a configuration's runs with the default's."""
+    value, base = mean(samples, noise), mean(default, noise)
+    ratio = value / base if value > 0 and base > 0 else None
+    low = high = None
+    if ratio is not None and noise is not None and noise.logarithmic:
+        margin = noise.margin(len(samples), len(default))
+        low, high = ratio * math.exp(-margin), ratio * math.exp(margin)
+    return Gain(metric, direction, trial, value, base, ratio, low, high, (len(samples), len(default)))
