@@ -90,6 +90,18 @@ TABLE: tuple[Metric, ...] = (
         "validity_rate", "ratio", "maximize", "row", "Share of samples the reward function reports as valid (json_ok or the like)."
     ),
     Metric("rollout_hit_rate", "ratio", "maximize", "row", "Prefix-cache hit rate of the rollout engine."),
+    Metric("weight_sync_s", "s", "minimize", "row", "Seconds of a step spent handing new weights to the rollout engine."),
+    Metric("response_tokens", "tokens", "none", "row", "Mean length of the step's generated answers."),
+    Metric("truncated_ratio", "ratio", "minimize", "row", "Share of answers that ran into the length limit."),
+    Metric("zero_std_ratio", "ratio", "minimize", "row", "Share of groups whose rewards are all equal: they teach nothing."),
+    Metric("clip_ratio", "ratio", "none", "row", "Share of tokens whose update was clipped."),
+    Metric(
+        "preference_accuracy", "ratio", "maximize", "row", "Share of pairs whose chosen answer scores above the rejected (DPO)."
+    ),
+    Metric("preference_margin", "nats", "maximize", "row", "Mean difference of the implicit rewards, chosen - rejected (DPO)."),
+    Metric(
+        "trainer_memory_gib", "GiB", "minimize", "row", "Highest memory of the trainer's own allocator; misses a rollout engine."
+    ),
 )
 
 _BY_NAME = {metric.name: metric for metric in TABLE}

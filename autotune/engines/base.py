@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from autotune.trial import Configuration, FailureKind, Frozen, Value
 
@@ -156,6 +156,39 @@ class Session(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+
+class Step(Frozen):
+    """One finished optimiser step, by autotune's metric names; what the trainer did not report is absent."""
+
+    number: int
+    """1-based, as the trainer counts."""
+    metrics: Mapping[str, FiniteFloat]
+    """Holds `step_s`, the step's wall seconds, always."""
+    samples: int | None = None
+    """Samples trained on in this step, over all processes."""
+    fresh_samples: int | None = None
+    """Samples newly generated for this step; None when it only reused earlier ones or nothing is generated."""
+    tokens: int | None = None
+    """Prompt and answer tokens trained on."""
+    broken: tuple[str, ...] = ()
+    """Metrics that the trainer reported as not finite."""
+
+
+class TrainingSession(Session):
+    """A running training run, whose steps can be read while it runs."""
+
+    @abstractmethod
+    def new_steps(self) -> tuple[Step, ...]:
+        """Steps finished since the last call, in order; empty when there are none. Never blocks."""
+
+    @abstractmethod
+    def ended(self) -> bool:
+        """Whether the run has ended by itself, with success; steps may remain to be read."""
+
+    @abstractmethod
+    def restart(self, seed: int) -> None:
+        """End the current run and begin the same one with another seed; returns when it trains. Raises TrialFailed."""
 
 
 class Engine(ABC):

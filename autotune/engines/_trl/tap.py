@@ -1,0 +1,170 @@
+"""Runs a TRL training script unchanged and writes what every optimiser step measured: `tap.py STEPS SCRIPT [arguments]`.
+
+SCRIPT is a file or a module (`trl.scripts.grpo`). A callback is added to whatever Trainer the script builds; it writes one
+JSON line when training begins, and one a step, to the file STEPS. Phases are timed on the trainer's own methods, with the
+GPU drained at their borders, since kernels run behind the Python that launched them.
+
+Runs in TRL's own environment and imports nothing of autotune.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import runpy
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+PHASES = {
+    "_generate": "generate_s",
+    "_calculate_rewards": "reward_s",
+    "_generate_and_score_completions": "rollout_s",
+    "_get_per_token_logps_and_entropies": "log_prob_s",
+}
+"""Methods of TRL's online trainers (GRPO, RLOO) and the phase each is; rollout_s holds the other three."""
+PACKAGES = ("trl", "transformers", "torch", "accelerate", "peft", "datasets", "vllm", "deepspeed", "liger-kernel")
+
+
+def now() -> float:
+    """Seconds, after everything launched on the GPU has ended."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Phases:
+    """Seconds of the running step by phase, and what it generated."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.samples = 0
+        self.tokens = 0
+        self._inside_rollout = False
+
+    def take(self) -> dict[str, float]:
+        """What has gathered since the last call."""
+        found = dict(self.seconds)
+        if self.samples:
+            found |= {"fresh_samples": self.samples, "fresh_tokens": self.tokens}
+        self.seconds.clear()
+        self.samples = self.tokens = 0
+        return found
+
+    def watch(self, trainer: Any) -> None:
+        for method, phase in PHASES.items():
+            if hasattr(trainer, method):
+                setattr(trainer, method, self._timed(getattr(trainer, method), phase))
+
+    def _timed(self, method: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            # The update's own forward pass is the same method: only the rollout's log-probabilities are a phase of theirs.
+            if phase == "log_prob_s" and not self._inside_rollout:
+                return method(*arguments, **named)
+            self._inside_rollout |= phase == "rollout_s"
+            began = now()
+            try:
+                return method(*arguments, **named)
+            finally:
+                self.seconds[phase] += now() - began
+                self._inside_rollout &= phase != "rollout_s"
+                if phase == "reward_s":
+                    answers = arguments[3]
+                    self.samples += len(answers)
+                    self.tokens += sum(len(answer) for answer in answers)
+
+        return call
+
+
+class StepWriter(transformers.TrainerCallback):
+    """One JSON line a step. Numbers that are not finite are listed under `broken`, since JSON cannot hold them."""
+
+    def __init__(self, path: Path, phases: Phases) -> None:
+        self.file = path.open("w", buffering=1, encoding="utf-8")
+        self.phases = phases
+        self.stepped = 0.0
+        self.step_s: float | None = None
+        self.main = True
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self.main:
+            self.file.write(json.dumps(record, default=str) + "\n")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.main = state.is_world_process_zero
+        self.phases.take()
+        self.write({"event": "begin", "arguments": args.to_dict(), "versions": installed(), "world_size": args.world_size})
+        self.stepped = now()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        ended = now()
+        self.step_s, self.stepped = ended - self.stepped, ended
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if self.step_s is None:
+            return
+        numbers = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, (int, float))}
+        broken = [key for key, value in (logs or {}).items() if value is None or (key in numbers and not math.isfinite(numbers[key]))]
+        samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        taken = self.phases.take()
+        self.write(
+            {
+                "event": "step",
+                "step": state.global_step,
+                "step_s": self.step_s,
+                "samples": samples,
+                "world_size": args.world_size,
+                "phases": taken,
+                "logs": {key: value for key, value in numbers.items() if math.isfinite(value)},
+                "broken": broken,
+            }
+        )
+        self.step_s = None
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.write({"event": "end", "step": state.global_step})
+
+
+def installed() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def tap(path: Path) -> None:
+    """Make every Trainer built from now on report its steps to `path`."""
+    build = transformers.Trainer.__init__
+
+    def init(trainer: Any, *arguments: Any, **named: Any) -> None:
+        build(trainer, *arguments, **named)
+        phases = Phases()
+        phases.watch(trainer)
+        trainer.add_callback(StepWriter(path, phases))
+
+    transformers.Trainer.__init__ = init
+
+
+def main() -> None:
+    steps, script, *rest = sys.argv[1:]
+    sys.argv = [script, *rest]
+    tap(Path(steps))
+    if script.endswith(".py"):
+        sys.path.insert(0, str(Path(script).resolve().parent))
+        runpy.run_path(script, run_name="__main__")
+    else:
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
