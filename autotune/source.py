@@ -18,6 +18,10 @@ MAX_DEPTH = 40
 MAX_NODES = 50_000
 """Limits on what a stranger's file may cost us; a study is some hundred nodes."""
 
+_CONVERTED = {"tag:yaml.org,2002:" + name for name in ("null", "bool", "int", "float")}
+_TEXT = {"tag:yaml.org,2002:" + name for name in ("str", "timestamp", "value", "merge")}
+_COLLECTIONS = {"tag:yaml.org,2002:" + name for name in ("map", "seq")}
+
 Place = tuple[str | int, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -107,6 +111,8 @@ class _Builder:
         if depth > MAX_DEPTH or self.nodes > MAX_NODES:
             raise self.refuse(node, place, f"The file nests deeper than {MAX_DEPTH} levels or holds more than {MAX_NODES} values.")
         self.lines.setdefault(place, node.start_mark.line + 1)
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTIONS:
+            raise self.refuse(node, place, f"The YAML tag {node.tag!r} is not allowed; only plain values are.")
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, place, depth)
         if isinstance(node, yaml.SequenceNode):

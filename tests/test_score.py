@@ -1,0 +1,108 @@
+"""From measurements to values: absent and invalid numbers never become a score."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.score import Constraint, Objective, Selector, score
+from autotune.trial import FailureKind, Measurement, Row, TrialFailed
+
+
+def measurement(**changes):
+    rows = (
+        Row(level={"request_rate": 10}, metrics={"output_tokens_per_s": 100.0, "ttft_ms.p99": 50.0, "goodput_per_s": 5.0}),
+        Row(level={"request_rate": 40}, metrics={"output_tokens_per_s": 300.0, "ttft_ms.p99": 400.0, "goodput_per_s": 9.0}),
+    )
+    return Measurement(**{"rows": rows, "totals": {"peak_gpu_memory_gib": 30.0}, **changes})
+
+
+def maximize(text):
+    return Objective(selector=Selector.parse(text), direction="maximize")
+
+
+def minimize(text):
+    return Objective(selector=Selector.parse(text), direction="minimize")
+
+
+def test_without_a_level_the_best_row_counts_for_throughput_and_the_worst_for_latency():
+    result = score(measurement(), [maximize("output_tokens_per_s"), minimize("ttft_ms.p99"), minimize("peak_gpu_memory_gib")])
+    assert result.values == (300.0, 400.0, 30.0)
+
+
+def test_a_level_is_chosen_by_name():
+    assert score(measurement(), [minimize("ttft_ms.p99 @ request_rate=10")]).values == (50.0,)
+
+
+def test_constraints_are_relative_and_take_the_worst_row():
+    bounds = [
+        Constraint.parse("ttft_ms.p99 <= 200"),
+        Constraint.parse("ttft_ms.p99 <= 100 @ request_rate=10"),
+        Constraint.parse("goodput_per_s >= 10"),
+    ]
+    result = score(measurement(), [maximize("output_tokens_per_s")], bounds)
+    assert result.violations == pytest.approx((1.0, -0.5, 0.5))
+    assert not result.feasible
+
+
+@pytest.mark.parametrize(
+    ("changed", "selector"),
+    [
+        (measurement(rows=()), "output_tokens_per_s"),
+        (measurement(totals={}), "peak_gpu_memory_gib"),
+        (measurement(), "ttft_ms.p50"),
+        (measurement(), "ttft_ms.p99 @ request_rate=20"),
+        (measurement(), "ttft_ms.p99 @ concurrency=10"),
+    ],
+)
+def test_what_was_not_measured_is_no_score(changed, selector):
+    with pytest.raises(TrialFailed) as caught:
+        score(changed, [maximize(selector)])
+    assert caught.value.failed.kind is FailureKind.INCOMPLETE
+
+
+def test_an_invalid_row_is_no_score():
+    rows = (
+        *measurement().rows,
+        Row(level={"request_rate": 80}, metrics={"output_tokens_per_s": 900.0}, invalid="the client was the bottleneck"),
+    )
+    with pytest.raises(TrialFailed, match="the client was the bottleneck"):
+        score(measurement(rows=rows), [maximize("output_tokens_per_s")])
+    assert score(measurement(rows=rows), [maximize("output_tokens_per_s @ request_rate=40")]).values == (300.0,)
+
+
+def test_a_metric_missing_in_one_row_is_no_score():
+    rows = (*measurement().rows, Row(level={"request_rate": 80}, metrics={"goodput_per_s": 1.0}))
+    with pytest.raises(TrialFailed, match="2 of 3"):
+        score(measurement(rows=rows), [maximize("output_tokens_per_s")])
+
+
+@pytest.mark.parametrize(
+    "text", ["ttft_ms < 5", "ttft_ms.p99", "ttft_ms.p99 <= x", "nope <= 4", "ttft_ms.p99 <= 0", "ttft_ms.p99 <= 5 @ x"]
+)
+def test_broken_constraints(text):
+    with pytest.raises(ValueError, match=r"\w"):
+        Constraint.parse(text)
+
+
+def test_the_nearest_metric_is_named():
+    with pytest.raises(ValueError, match=r"output_tokens_per_s"):
+        Selector.parse("ouput_tokens_per_s")
+
+
+@given(st.floats(1e-3, 1e6), st.floats(1e-3, 1e6))
+def test_violation_sign(value, limit):
+    upper = Constraint.parse(f"ttft_ms.p99 <= {limit!r}")
+    lower = Constraint.parse(f"ttft_ms.p99 >= {limit!r}")
+    assert (upper.violation(value) <= 0) == (value <= limit)
+    assert (lower.violation(value) <= 0) == (value >= limit)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_selector_or_a_value_error(text):
+    for parse in (Selector.parse, Constraint.parse):
+        try:
+            parse(text)
+        except ValueError as error:
+            assert str(error)
