@@ -147,6 +147,17 @@ class Origin(StrEnum):
     """The default measured again: the drift gauge, and the finalists' partner."""
 
 
+class TrialJob(Frozen):
+    """One attempt at a trial, as handed to an executor. `seed` makes the attempt's random choices repeatable."""
+
+    number: int
+    configuration: Configuration
+    origin: Origin = Origin.SEARCH
+    point: Mapping[str, Scalar] = Field(default_factory=dict)
+    attempt: int = 1
+    seed: int = 0
+
+
 class TrialRecord(Frozen):
     """Everything kept about one finished trial; the ledger's unit.
 
