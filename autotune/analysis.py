@@ -1,0 +1,243 @@
+"""What a study's trials say together: candidates, front with ties, gain over the default, hypervolume, knee. Pure.
+
+A configuration that was measured several times (default, baselines, finalists) is one candidate: the mean of its runs,
+with an interval from the noise pooled over all repeats of the study (`estimates`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from autotune import estimates, pareto
+from autotune.errors import InvalidInput, Mistake, NotFound, NothingMeasured
+from autotune.estimates import Gain, Noise
+from autotune.metrics import lookup
+from autotune.pareto import Direction
+from autotune.score import Objective, Score, Selector, score, value_of
+from autotune.stats import Interval
+from autotune.study import Study
+from autotune.trial import Failed, Measured, Origin, TrialFailed, TrialRecord
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One configuration with all its runs. `trial` is the number it is called by: that of its first measured run."""
+
+    trial: int
+    digest: str
+    records: tuple[TrialRecord, ...]
+    scores: tuple[Score, ...]
+    feasible: bool
+    """Every constraint kept by the mean of the runs, and no run failed by the configuration's own fault."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Hypervolume after each trial, and the reference it is measured from."""
+
+    reference: pareto.Reference
+    values: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A study and its trial records, seen together."""
+
+    study: Study
+    records: tuple[TrialRecord, ...]
+    _noise: dict[str, Noise | None] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.study.name
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """Of the objectives, in the study's order."""
+        return tuple(objective.direction for objective in self.study.objectives)
+
+    def record(self, trial: int) -> TrialRecord:
+        """The last attempt at a trial. Raises NotFound."""
+        found = [record for record in self.records if record.number == trial]
+        if not found:
+            known = f"0 to {max(record.number for record in self.records)}" if self.records else "none yet"
+            raise NotFound(f"Study {self.name!r} has no trial {trial}; its trials are {known}.")
+        return max(found, key=lambda record: record.attempt)
+
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        return tuple(objective.name for objective in self.study.objectives)
+
+    @cached_property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every configuration that was measured, in order of its first measured run."""
+        runs: dict[str, list[TrialRecord]] = {}
+        for record in self.records:
+            runs.setdefault(record.configuration.digest, []).append(record)
+        found = [self._candidate(digest, group) for digest, group in runs.items()]
+        return tuple(sorted((one for one in found if one is not None), key=lambda one: one.trial))
+
+    @cached_property
+    def noisy_front(self) -> pareto.NoisyFront:
+        """The front over the feasible candidates; its indices point into `feasible`."""
+        return pareto.noisy_front([self.interval_point(one) for one in self.feasible], self.directions)
+
+    @cached_property
+    def feasible(self) -> tuple[Candidate, ...]:
+        """The candidates that may enter the front."""
+        return tuple(one for one in self.candidates if one.feasible)
+
+    @cached_property
+    def membership(self) -> Mapping[int, str]:
+        """Trial number → `member` or `contender` (dominated only within noise); trials of neither are absent."""
+        found = self.noisy_front
+        marks = [(index, "member") for index in found.members] + [(index, "contender") for index in found.contenders]
+        return {record.number: mark for index, mark in marks for record in self.feasible[index].records}
+
+    @cached_property
+    def default_candidate(self) -> Candidate | None:
+        """The engine's default configuration, None when it was not measured."""
+        origins = (Origin.DEFAULT, Origin.BASELINE)
+        return next((one for one in self.candidates if any(record.origin in origins for record in one.records)), None)
+
+    def gain(self, metric: str | None = None, trial: int | None = None) -> Gain:
+        """How a trial compares with the default in a metric (a selector such as `ttft_ms.p99 @ request_rate=40`).
+
+        Without `metric` the first objective; without `trial` the front's best in that metric.
+        Raises NothingMeasured, NotFound, InvalidInput.
+        """
+        objective = self.objective(metric or self.objective_names[0])
+        best = self.candidate(self.best(objective.name) if trial is None else trial)
+        if self.default_candidate is None:
+            raise NothingMeasured(f"The engine's default configuration was not measured in study {self.name!r}.")
+        samples, base = self.samples(best, objective), self.samples(self.default_candidate, objective)
+        if not samples or not base:
+            raise NothingMeasured(f"{objective.name} was not measured for both trial {best.trial} and the default.")
+        return estimates.gain(objective.name, objective.direction, best.trial, samples, base, self.noise(objective))
+
+    def hypervolume(self) -> Volume:
+        """Hypervolume after each trial under one `nadir` reference over all feasible trials. Raises NothingMeasured."""
+        points = {record.number: found.values for record in self.records if (found := self.score(record)) and found.feasible}
+        if not points:
+            raise NothingMeasured(f"Study {self.name!r} has no trial that was measured and keeps the constraints.")
+        reference = pareto.nadir_reference(list(points.values()), self.directions)
+        numbers = sorted({record.number for record in self.records})
+        values = pareto.hypervolume_history([points.get(number) for number in numbers], self.directions, reference)
+        return Volume(reference, dict(zip(numbers, values, strict=True)))
+
+    def knee(self) -> int:
+        """The front's knee. Raises NothingMeasured."""
+        index = pareto.knee([self.point(one) for one in self.feasible], self.directions)
+        if index is None:
+            raise self._nothing()
+        return self.feasible[index].trial
+
+    def best(self, metric: str) -> int:
+        """The feasible trial that is best in a metric; within noise the one with fewer overrides, then less memory.
+
+        Raises NothingMeasured, InvalidInput.
+        """
+        objective = self.objective(metric)
+        noise = self.noise(objective)
+        known = [(one, samples) for one in self.feasible if (samples := self.samples(one, objective))]
+        if not known:
+            raise self._nothing()
+        sign = 1 if objective.direction == "minimize" else -1
+        leader, samples = min(known, key=lambda pair: sign * estimates.mean(pair[1], noise))
+        lead = _interval(samples, noise)
+        equal = [one for one, other in known if one is leader or (noise is not None and lead.overlaps(_interval(other, noise)))]
+        return min(equal, key=lambda one: (len(one.records[0].configuration.values), _memory(one), one is not leader)).trial
+
+    def candidate(self, trial: int) -> Candidate:
+        """The measured configuration that a trial ran. Raises NotFound, NothingMeasured."""
+        record = self.record(trial)
+        for one in self.candidates:
+            if one.digest == record.configuration.digest:
+                return one
+        raise NothingMeasured(f"Trial {trial} of study {self.name!r} was not measured: {outcome_name(record)}.")
+
+    def objective(self, metric: str) -> Objective:
+        """A metric as an objective: the study's own, or one with the metric table's direction. Raises InvalidInput."""
+        for objective in self.study.objectives:
+            if metric in (objective.name, objective.selector.metric):
+                return objective
+        try:
+            selector = Selector.parse(metric)
+        except ValueError as error:
+            raise InvalidInput([Mistake(path="", problem=f"{error}.")]) from None
+        direction = lookup(selector.metric).direction
+        return Objective(selector=selector, direction="minimize" if direction == "minimize" else "maximize")
+
+    def samples(self, one: Candidate, objective: Objective) -> list[float]:
+        """The metric in each run of a configuration; runs that lack it are left out."""
+        return [value for record in one.records if (value := _value(record, objective)) is not None]
+
+    def noise(self, objective: Objective) -> Noise | None:
+        """Run-to-run noise of a metric, pooled over every configuration that was measured more than once."""
+        if objective.name not in self._noise:
+            self._noise[objective.name] = estimates.pooled(self.samples(one, objective) for one in self.candidates)
+        return self._noise[objective.name]
+
+    def interval(self, one: Candidate, objective: Objective) -> Interval | None:
+        """A configuration's 95 % interval of a metric; None where it or its noise was not measured."""
+        samples = self.samples(one, objective)
+        return estimates.estimate(samples, self.noise(objective)) if samples else None
+
+    def point(self, one: Candidate) -> tuple[float, ...]:
+        """Its objective values, means over its runs."""
+        return tuple(cell.estimate for cell in self.interval_point(one))
+
+    def interval_point(self, one: Candidate) -> tuple[Interval, ...]:
+        """Its objectives with their intervals, of no width where the noise is unknown."""
+        return tuple(_interval(self.samples(one, objective), self.noise(objective)) for objective in self.study.objectives)
+
+    def score(self, record: TrialRecord) -> Score | None:
+        """A trial's score; None for a failed one or one that lacks a number the study needs."""
+        if record.measurement is None:
+            return None
+        try:
+            return score(record.measurement, self.study.objectives, self.study.constraints)
+        except TrialFailed:
+            return None
+
+    def _candidate(self, digest: str, runs: Sequence[TrialRecord]) -> Candidate | None:
+        scored = [(record, found) for record in runs if (found := self.score(record)) is not None]
+        if not scored:
+            return None
+        scores = tuple(found for _, found in scored)
+        kept = all(sum(column) <= 0 for column in zip(*(found.violations for found in scores), strict=True))
+        sound = not any(isinstance(record.outcome, Failed) and record.outcome.kind.deterministic for record in runs)
+        return Candidate(scored[0][0].number, digest, tuple(record for record, _ in scored), scores, kept and sound)
+
+    def _nothing(self) -> NothingMeasured:
+        if not self.candidates:
+            return NothingMeasured(f"No trial of study {self.name!r} was measured.")
+        return NothingMeasured(f"No measured trial of study {self.name!r} keeps all its constraints.")
+
+
+def outcome_name(record: TrialRecord) -> str:
+    """`measured`, or the kind of failure."""
+    return record.outcome.status if isinstance(record.outcome, Measured) else str(record.outcome.kind)
+
+
+def _value(record: TrialRecord, objective: Objective) -> float | None:
+    if record.measurement is None:
+        return None
+    try:
+        return value_of(record.measurement, objective.selector, objective.direction == "maximize")
+    except TrialFailed:
+        return None
+
+
+def _interval(samples: Sequence[float], noise: Noise | None) -> Interval:
+    centre = estimates.mean(samples, noise)
+    return estimates.estimate(samples, noise) or Interval(centre, centre, centre)
+
+
+def _memory(one: Candidate) -> float:
+    """Highest peak memory of its runs; infinite where it was not measured, so that the measured one is preferred."""
+    names = ("peak_gpu_memory_gib", "peak_memory_gib")
+    totals = [record.measurement.totals for record in one.records if record.measurement is not None]
+    return max((total[name] for total in totals for name in names if name in total), default=float("inf"))
