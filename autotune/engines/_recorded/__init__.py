@@ -1,0 +1,1 @@
+"""Recorded launches of a real engine, and the surface that answers between them."""

@@ -1,0 +1,122 @@
+"""The load levels of a recorded launch as a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from autotune.engines._recorded.recording import Level, load
+from autotune.engines.base import Context, Session
+from autotune.engines.recorded import DEFAULT_RECORDING, RecordedSession
+from autotune.errors import AutotuneError
+from autotune.trial import Measurement, Row, Scalar
+from autotune.workloads.base import Progress, Workload, WorkloadOptions
+
+LEVEL_GAP_S = 2.0
+"""Seconds between two recorded levels: settling and the client's own start."""
+_LATENCIES = ("ttft", "tpot", "e2e")
+
+
+class RecordedWorkloadOptions(WorkloadOptions):
+    """Which of the recorded traffic to replay."""
+
+    kind: Literal["recorded"]
+    data: str = DEFAULT_RECORDING
+    """The same recording as the engine's."""
+    traffic: str = "chat"
+    """`chat` or `prefix` in the recording that comes with the package."""
+    load: tuple[Mapping[Literal["request_rate", "concurrency"], float], ...] = ()
+    """The levels to replay; none given means all that were recorded for the traffic."""
+    min_finished: float = Field(default=0.9, gt=0, le=1)
+    """An open-loop level is invalid when a smaller share of its requests finished before the deadline."""
+
+    @model_validator(mode="after")
+    def _recorded(self) -> RecordedWorkloadOptions:
+        try:
+            recording = load(self.data)
+        except AutotuneError as error:
+            raise ValueError(str(error)) from error
+        kinds = recording.about.traffic
+        if self.traffic not in kinds:
+            raise ValueError(f"The recording has no traffic {self.traffic!r}; it has {', '.join(kinds)}")
+        known = [dict(level.key) for level in recording.levels(self.traffic)]
+        for wanted in self.load:
+            if dict(wanted) not in known:
+                shown = ", ".join(f"{key}: {value:g}" for level in known for key, value in level.items())
+                raise ValueError(f"The recording has no load level {dict(wanted)}; it has {shown}")
+        return self
+
+
+class RecordedWorkload(Workload):
+    """Replays the recorded levels in their order."""
+
+    kind = "recorded"
+    needs = "recorded"
+    Options = RecordedWorkloadOptions
+    options: RecordedWorkloadOptions
+
+    def levels(self) -> tuple[Mapping[str, Scalar], ...]:
+        return tuple(level.key for level in self._wanted(load(self.options.data).levels(self.options.traffic)))
+
+    def metrics(self) -> frozenset[str]:
+        latencies = {f"{name}_ms.{statistic}" for name in _LATENCIES for statistic in ("p50", "p90", "p95", "p99")}
+        rates = {"requests_per_s", "sps", "output_tokens_per_s", "total_tokens_per_s", "energy_joule_per_token"}
+        counts = {"preemptions", "prefix_cache_hit_rate"}
+        return frozenset(latencies | rates | counts | {"peak_gpu_memory_gib", "start_s", "kv_cache_tokens"})
+
+    def run(self, session: Session, context: Context, progress: Progress) -> Measurement:
+        assert isinstance(session, RecordedSession)
+        levels = self._wanted(session.levels(self.options.traffic))
+        rows = []
+        for index, level in enumerate(levels):
+            progress(f"{level.name} (recorded)", index / len(levels))
+            session.spend("measure", level.span + LEVEL_GAP_S)
+            rows.append(_row(level, self.options.min_finished))
+        progress("done", 1.0)
+        facts = {
+            "seconds": {"measure": session.seconds["measure"]},
+            "simulated": True,
+            "recorded_on": session.recording.about.device,
+        }
+        spans = {"window": "whole span with ramp and drain, as recorded", "traffic": self.options.traffic}
+        return Measurement(rows=tuple(rows), totals=session.resources(), facts={**facts, **spans})
+
+    def expected_seconds(self) -> float:
+        levels = self._wanted(load(self.options.data).levels(self.options.traffic))
+        return sum(max(level.span, 30.0) + LEVEL_GAP_S for level in levels)
+
+    def _wanted(self, levels: tuple[Level, ...]) -> tuple[Level, ...]:
+        if not self.options.load:
+            return levels
+        wanted = [dict(level) for level in self.options.load]
+        return tuple(level for level in levels if any(dict(level.key) == entry for entry in wanted))
+
+
+def _row(level: Level, min_finished: float) -> Row:
+    """A closed loop is cut at the end of its window by design, so that its finished share says nothing."""
+    share = level.ok / level.n
+    invalid = None
+    if level.rate is not None and share < min_finished:
+        invalid = f"{level.ok} of {level.n} requests finished before the deadline, fewer than {min_finished:.0%}."
+    elif level.ok == 0:
+        invalid = "No request finished."
+    latencies = {
+        f"{name}_ms.{statistic}": value for name in _LATENCIES for statistic, value in getattr(level, name).model_dump().items()
+    }
+    rates = {
+        "requests_per_s": level.rps,
+        "sps": level.rps,
+        "output_tokens_per_s": level.out_tps,
+        "total_tokens_per_s": level.tot_tps,
+        "energy_joule_per_token": level.joule / (level.out_tps * level.span),
+    }
+    return Row(
+        level=level.key,
+        metrics={**latencies, **rates, "preemptions": level.preempt, "prefix_cache_hit_rate": level.hit},
+        invalid=invalid,
+    )
+
+
+workload = RecordedWorkload
