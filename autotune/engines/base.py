@@ -225,6 +225,10 @@ class Engine(ABC):
         """Classify a failure from the engine's log. None when nothing decisive stands in it (the caller says crashed)."""
         return None
 
+    def model_path(self, cache: Path) -> str:
+        """What the engine is given as its model: a local folder (made when synthetic) or a hub name."""
+        return self.options.model
+
     def gpus_needed(self, configuration: Configuration) -> int:
         """GPUs a trial of this configuration must be leased."""
         return 1

@@ -1,0 +1,91 @@
+"""Says what this machine can do: engines, GPUs, optional packages, the store, and the line that installs what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from autotune import engines, gpu
+from autotune.errors import AutotuneError
+
+_OPTIONAL = {
+    "mlflow": ("shows studies and trials", "pip install 'mlflow>=3.7,<4'"),
+    "ray": ("runs trials on many machines", "pip install 'autotune[ray]'"),
+    "torch": ("the sampler 'gp' needs it", "pip install 'autotune[gp]'"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; `remedy` is what to do when it is not usable."""
+
+    room: Literal["machine", "gpu", "engine", "package", "store"]
+    name: str
+    usable: bool
+    detail: str
+    remedy: str = ""
+
+
+def examine(store: Path) -> list[Finding]:
+    """Look at everything; nothing is changed but a probe file in the store."""
+    return [*_machine(), *_gpus(), *_engines(), *_packages(), _store(store)]
+
+
+def _machine() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = psutil.virtual_memory().total / 2**30
+    yield Finding("machine", "python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield Finding("machine", "resources", True, f"{cores} cores, {memory:.0f} GiB of memory")
+
+
+def _gpus() -> Iterator[Finding]:
+    found = gpu.devices()
+    if not found:
+        yield Finding("gpu", "none", True, "No NVIDIA GPU was found: engines run on the CPU.")
+    for device in found:
+        yield Finding("gpu", str(device.index), True, f"{device.name}, {device.memory_gib:.0f} GiB")
+
+
+def _engines() -> Iterator[Finding]:
+    for kind in engines.kinds():
+        try:
+            found = engines.get(kind)
+            options = found.Options.model_construct(kind=kind, model="", fixed={}, env={}, python=None)
+            identity = found(options).identity()
+        except AutotuneError as error:
+            yield Finding("engine", kind, False, "is not usable here.", str(error))
+            continue
+        yield Finding("engine", kind, True, f"{identity.version} on {identity.device} ({identity.python})")
+
+
+def _packages() -> Iterator[Finding]:
+    for name, (use, line) in _OPTIONAL.items():
+        try:
+            yield Finding("package", name, True, f"{version(name)}: {use}")
+        except PackageNotFoundError:
+            yield Finding("package", name, False, f"is not installed: {use}.", line)
+
+
+def _store(store: Path) -> Finding:
+    probe = store / ".probe"
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        probe.write_text("autotune")
+        probe.unlink()
+    except OSError as error:
+        return Finding(
+            "store",
+            str(store),
+            False,
+            f"cannot be written: {error.strerror}.",
+            "Name another folder with --store or AUTOTUNE_STORE.",
+        )
+    free = psutil.disk_usage(str(store)).free / 2**30
+    return Finding("store", str(store), True, f"writable, {free:.0f} GiB free")

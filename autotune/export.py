@@ -1,0 +1,115 @@
+"""Turns a measured trial of a study into files that launch it, and proves them with the target's own parser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from autotune import exporters, plan, source
+from autotune.analysis import Candidate
+from autotune.engines.base import Engine, Identity
+from autotune.errors import AutotuneError, InvalidInput, Mistake
+from autotune.exporters.base import Figure, Winner
+from autotune.ledger import STUDY
+from autotune.metrics import lookup
+from autotune.results import StudyResults
+from autotune.secrets import redact
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of one export; `proof` says what the target's own parser answered."""
+
+    trial: int
+    files: tuple[Path, ...]
+    proof: str
+
+
+def export(
+    found: StudyResults, to: str, *, store: Path, trial: int | None = None, pick: str = "knee", out: Path | None = None, prove: bool = True
+) -> Written:
+    """Export one trial, the knee of the front unless named otherwise.
+
+    Raises NotFound, NothingMeasured (a failed trial is never exported), InvalidInput (the target's parser refuses it).
+    """
+    chosen = found.candidate(choose(found, pick) if trial is None else trial)
+    if not chosen.feasible:
+        raise AutotuneError(f"Trial {chosen.trial} breaks a constraint of the study or failed when repeated, and is not exported.")
+    exporter = exporters.get(to)
+    won = winner(found, chosen, store)
+    if won.engine.kind not in exporter.engines:
+        raise AutotuneError(f"The exporter {to!r} renders {', '.join(exporter.engines)}; trial {chosen.trial} ran {won.engine.kind}.")
+    files = {name: redact(text) for name, text in exporter.render(won).items()}
+    proof = exporter.prove(files, won) if prove else "The files were not proved, as asked."
+    folder = out or store / found.name / "export" / f"{chosen.trial:04d}-{to}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+            if name.endswith(".sh"):
+                (folder / name).chmod(0o755)
+    except OSError as error:
+        raise AutotuneError(f"Cannot write to {folder}: {error.strerror}.") from error
+    return Written(chosen.trial, tuple(folder / name for name in files), proof)
+
+
+def choose(found: StudyResults, pick: str) -> int:
+    """The trial of `knee` or `best:METRIC`. Raises InvalidInput, NothingMeasured."""
+    if pick == "knee":
+        return found.knee()
+    name, _, metric = pick.partition(":")
+    if name != "best" or not metric:
+        raise InvalidInput([Mistake("--pick", f"{pick!r} is not a choice.", allowed="knee, best:METRIC")])
+    return found.best(metric)
+
+
+def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
+    """What an exporter needs to know about a candidate."""
+    study, record = found.study, chosen.records[0]
+    made = plan.assemble(study, source.read((found.folder or store / study.name) / STUDY), store)
+    engine = made.engines[record.configuration.engine]
+    values = {**engine.options.fixed, **record.configuration.values}
+    env = {name.removeprefix("env."): str(value) for name, value in values.items() if name.startswith("env.")}
+    identity = _identity(engine, found)
+    when = datetime.fromtimestamp(record.started_at, UTC).date().isoformat() if record.started_at else ""
+    return Winner(
+        study=study.name,
+        trial=chosen.trial,
+        engine=identity,
+        model=engine.options.model,
+        model_path=engine.model_path(store / "cache"),
+        configuration=record.configuration,
+        parameters={name: value for name, value in values.items() if not name.startswith("env.")},
+        env={**engine.options.env, **env},
+        gpus=len(record.gpus),
+        figures=tuple(_figures(found, chosen)),
+        measured_on=f"{when} on {identity.device}".strip(),
+    )
+
+
+def _identity(engine: Engine, found: StudyResults) -> Identity:
+    """The engine that was measured, as the study's own notes have it; the installed one may be newer by now."""
+    for note in reversed(found.notes):
+        if note.kind == "engines" and engine.kind in note.payload:
+            return Identity.model_validate(note.payload[engine.kind])
+    return engine.identity()
+
+
+def _figures(found: StudyResults, chosen: Candidate) -> list[Figure]:
+    base = found.default_candidate
+    figures = []
+    for objective in found.study.objectives:
+        interval = found.interval(chosen, objective)
+        default = None if base is None else found.mean(base, objective)
+        figures.append(
+            Figure(
+                metric=objective.name,
+                value=found.mean(chosen, objective),
+                unit=lookup(objective.selector.metric).unit,
+                low=None if interval is None else interval.low,
+                high=None if interval is None else interval.high,
+                default=default,
+            )
+        )
+    return figures

@@ -1,0 +1,187 @@
+"""What a study will do, before it does it: parameters, first command lines, trials and minutes expected."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pydantic import Field
+
+from autotune import ledger
+from autotune.engines.base import Context, Engine, Identity
+from autotune.errors import AutotuneError
+from autotune.parameters import Parameter
+from autotune.plan import Plan
+from autotune.secrets import redact
+from autotune.trial import Configuration, Frozen, Scalar, Value
+
+
+class ParameterLine(Frozen):
+    """One parameter as the preview shows it."""
+
+    engine: str
+    name: str
+    canonical: str | None
+    values: str
+    default: Value
+    when: str | None
+    about: str
+
+
+class TrialLine(Frozen):
+    """One of the trials that will run first."""
+
+    configuration: Configuration
+    why: str
+    command: str
+    """The exact command line; the port is chosen anew at each launch."""
+    environment: Mapping[str, str] = Field(default_factory=dict)
+
+
+class Expected(Frozen):
+    """What the study is expected to cost."""
+
+    trials: int
+    seconds_per_trial: float | None
+    """Median of this store's earlier trials of the engine where there are any; otherwise None, since a start cannot be guessed."""
+    workload_seconds: float
+    minutes: float | None
+    limit_gpu_minutes: float | None
+
+
+class Preview(Frozen):
+    """Everything `autotune check` shows."""
+
+    study: str
+    store: Path
+    identities: Mapping[str, Identity]
+    objectives: tuple[str, ...]
+    constraints: tuple[str, ...]
+    levels: tuple[Mapping[str, Scalar], ...]
+    parameters: tuple[ParameterLine, ...]
+    rules: tuple[str, ...]
+    size: float | None
+    """Points of the space; None when it is continuous."""
+    first: tuple[TrialLine, ...]
+    expected: Expected
+    warnings: tuple[str, ...]
+
+
+def preview(plan: Plan) -> Preview:
+    """The preview of a plan; command lines are shown when the engine is installed."""
+    size = plan.space.size()
+    return Preview(
+        study=plan.study.name,
+        store=plan.store,
+        identities=plan.identities,
+        objectives=tuple(f"{objective.direction} {objective.name}" for objective in plan.study.objectives),
+        constraints=tuple(constraint.name for constraint in plan.study.constraints),
+        levels=plan.workload.levels(),
+        parameters=tuple(_parameters(plan)),
+        rules=tuple(f"{rule.rule}: {rule.reason}" for space in plan.space.engines.values() for rule in space.forbid),
+        size=None if size == float("inf") else size,
+        first=tuple(_first(plan)),
+        expected=_expected(plan),
+        warnings=tuple(_warnings(plan)),
+    )
+
+
+def _parameters(plan: Plan) -> Iterator[ParameterLine]:
+    for kind, space in plan.space.engines.items():
+        for name, parameter in space.parameters.items():
+            canonical = parameter.canonical
+            yield ParameterLine(
+                engine=kind,
+                name=name,
+                canonical=None if canonical is None else canonical.name + (" (inverted)" if canonical.invert else ""),
+                values=_range(parameter),
+                default=plan.resolved.get(kind, {}).get(name),
+                when=parameter.when,
+                about=parameter.about,
+            )
+
+
+def _range(parameter: Parameter) -> str:
+    """A parameter's values as a short text."""
+    shape = parameter.model_dump(exclude_unset=True)
+    if "values" in shape:
+        return ", ".join(str(value) for value in shape["values"])
+    if "low" in shape:
+        step = (
+            " x2"
+            if shape["kind"] == "power_of_two"
+            else " log"
+            if shape.get("log")
+            else f" step {shape['step']}"
+            if shape.get("step")
+            else ""
+        )
+        return f"{shape['low']} .. {shape['high']}{step}"
+    return {"flag": "false, true", "derived": f"= {shape.get('expr')}", "fixed": f"= {shape.get('value')}"}[shape["kind"]]
+
+
+def _first(plan: Plan) -> Iterator[TrialLine]:
+    for why, configurations in (("the engine's default", plan.defaults()), ("named by the study", plan.first)):
+        for configuration in configurations:
+            command, environment = _launch(plan, configuration)
+            yield TrialLine(configuration=configuration, why=why, command=command, environment=environment)
+
+
+def _launch(plan: Plan, configuration: Configuration) -> tuple[str, dict[str, str]]:
+    if configuration.engine not in plan.identities:
+        return "", {}
+    folder = plan.folder / "trials" / "NNNN"
+    context = Context(study=plan.study.name, trial=0, tag="preview", folder=folder, scratch=folder, cache=plan.store / "cache")
+    launch = plan.engines[configuration.engine].launch(configuration, context)
+    return redact(shlex.join(launch.argv)), {name: redact(value) for name, value in launch.env.items()}
+
+
+def _expected(plan: Plan) -> Expected:
+    measured = [seconds for engine in plan.engines.values() for seconds in _history(plan.store, engine)]
+    workload = plan.workload.expected_seconds()
+    overhead = statistics.median(measured) if measured else None
+    finalists = plan.study.finalists
+    trials = plan.study.budget.trials + (finalists.count + 1) * finalists.repeats * (finalists.count > 0)
+    per_trial = None if overhead is None else overhead + workload
+    return Expected(
+        trials=trials,
+        seconds_per_trial=per_trial,
+        workload_seconds=workload,
+        minutes=None if per_trial is None else trials * per_trial / 60,
+        limit_gpu_minutes=plan.study.budget.gpu_minutes,
+    )
+
+
+def _history(store: Path, engine: Engine) -> Iterator[float]:
+    """Seconds beside the workload of every measured trial of this engine kind in the store."""
+    for folder in ledger.studies(store):
+        try:
+            records = ledger.read(folder).records.values()
+        except AutotuneError:
+            continue
+        for record in records:
+            if record.configuration.engine == engine.kind and record.measurement is not None and not record.reused_from:
+                spent = [seconds for phase, seconds in record.seconds.items() if phase in ("start", "stop")]
+                if spent:
+                    yield sum(spent)
+
+
+def _warnings(plan: Plan) -> Iterator[str]:
+    for kind, space in plan.space.engines.items():
+        lossy = [name for name, parameter in space.parameters.items() if parameter.lossy]
+        if lossy:
+            yield f"{kind}: {', '.join(lossy)} can change the model's answers; check a winner's quality before you deploy it."
+        roles = {parameter.role for _, parameter in space.sampled()}
+        if {"algorithm", "throughput"} <= roles:
+            yield (
+                f"{kind}: the study tunes throughput knobs and algorithm knobs in one trial length. Throughput can be judged in "
+                "10 to 30 steps; learning rates and KL need longer runs with several seeds. Consider two studies."
+            )
+        resolved = plan.resolved.get(kind)
+        if resolved and plan.space.encode(Configuration(engine=kind), resolved) is None:
+            yield f"{kind}: the default lies outside the search space; it is the baseline and is not shown to the sampler."
+    if plan.study.budget.trials < 2 * len(plan.study.objectives) + 3:
+        goals = len(plan.study.objectives)
+        yield f"{plan.study.budget.trials} trials are few for {goals} objectives; expect little beyond the default."

@@ -1,0 +1,84 @@
+"""Writes a first study.yaml, commented, for this machine and model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autotune import engines, gpu, spaces
+from autotune.errors import AutotuneError, NotFound, nearest
+
+USES = ("chat", "offline", "code-completion", "shared-prefix")
+
+_SERVING = """\
+# A study: what is tuned, under which traffic, for which goals. Check it with: autotune check {file}
+name: {name}
+engine:
+  kind: {engine}
+  model: {model}            # synthetic:NAME (random weights, made locally), a local folder, or a hub name
+  # fixed: {{max_model_len: 8192}}   # flags every trial gets
+workload:
+  kind: http
+  preset: {use}              # traffic, load levels and bounds for this use; anything below overrides it
+  # traffic: {{input_tokens: {{uniform: [256, 768]}}, output_tokens: {{uniform: [64, 192]}}}}
+  # load: [{{request_rate: 10}}, {{request_rate: 40}}, {{concurrency: 256}}]
+  # window: {{warm_up_s: 5, measure_s: 20, deadline_s: 60}}
+search_space:
+  include: {space}             # every parameter marked `tuned` in search_spaces/{space}.yaml
+  # select: [max_num_seqs, max_num_batched_tokens]           # or only these
+  # override: {{max_num_seqs: [64, 128, 256, 512]}}            # a list of values, low/high, or one value that fixes it
+objectives:
+  - maximize: output_tokens_per_s
+  - minimize: ttft_ms.p99
+  - minimize: {memory}
+# constraints: ["ttft_ms.p99 <= 500", "tpot_ms.p95 <= 50"]
+budget: {{trials: {trials}, gpu_minutes: {minutes}}}
+export: [{exporter}]
+"""
+
+_TRAINING = """\
+# A study of a training run. Check it with: autotune check {file}
+name: {name}
+engine:
+  kind: {engine}
+  model: {model}
+workload:
+  kind: training
+  steps: 30                    # throughput knobs are judged in 10 to 30 steps; learning rates and KL need longer runs
+  warm_up_steps: 3
+search_space:
+  include: {space}
+objectives:
+  - maximize: sps
+  - minimize: {memory}
+budget: {{trials: {trials}, gpu_minutes: {minutes}}}
+export: [{exporter}]
+"""
+
+
+def write(out: Path, *, engine: str, model: str, use: str, force: bool) -> None:
+    """Write a study that `autotune check` accepts. Raises NotFound, AutotuneError (the file is there already)."""
+    kind = engines.get(engine)
+    if use not in USES:
+        close = nearest(use, USES)
+        raise NotFound(f"There is no use {use!r}; there are {', '.join(USES)}." + (f" Did you mean {close!r}?" if close else ""))
+    if out.exists() and not force:
+        raise AutotuneError(f"{out} is there already; --force overwrites it.")
+    on_gpu = bool(gpu.devices())
+    template = _TRAINING if kind.serves == "training" else _SERVING
+    shipped = spaces.available()
+    text = template.format(
+        file=out,
+        name=out.stem.lower().replace(" ", "-"),
+        engine=engine,
+        model=model,
+        use=use,
+        space=engine if engine in shipped else next(name for name in shipped if name.startswith(engine)),
+        memory="peak_gpu_memory_gib" if on_gpu else "peak_memory_gib",
+        trials=40 if on_gpu else 10,
+        minutes=90 if on_gpu else 15,
+        exporter={"trl": "trl_yaml", "verl": "verl_overrides"}.get(engine, "shell"),
+    )
+    try:
+        out.write_text(text)
+    except OSError as error:
+        raise AutotuneError(f"Cannot write {out}: {error.strerror}.") from error
