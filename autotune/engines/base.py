@@ -168,7 +168,7 @@ class Step(Frozen):
     samples: int | None = None
     """Samples trained on in this step, over all processes."""
     fresh_samples: int | None = None
-    """Samples newly generated for this step; None when it only reused earlier ones or nothing is generated."""
+    """Samples newly generated for this step: 0 when it only reused earlier ones, None for a trainer that generates nothing."""
     tokens: int | None = None
     """Prompt and answer tokens trained on."""
     broken: tuple[str, ...] = ()

@@ -41,24 +41,27 @@ def now() -> float:
 
 
 class Phases:
-    """Seconds of the running step by phase, and what it generated."""
+    """Seconds of the running step by phase, and how many samples it generated."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.samples = 0
-        self.tokens = 0
+        self.online = False
         self._inside_rollout = False
 
     def take(self) -> dict[str, float]:
-        """What has gathered since the last call."""
+        """Seconds that have gathered since the last call."""
         found = dict(self.seconds)
-        if self.samples:
-            found |= {"fresh_samples": self.samples, "fresh_tokens": self.tokens}
         self.seconds.clear()
-        self.samples = self.tokens = 0
         return found
 
+    def fresh(self, processes: int) -> int | None:
+        """Samples generated since the last call over all processes, which share them evenly; None for an offline trainer."""
+        found, self.samples = self.samples * processes, 0
+        return found if self.online else None
+
     def watch(self, trainer: Any) -> None:
+        self.online = hasattr(trainer, "_calculate_rewards")
         for method, phase in PHASES.items():
             if hasattr(trainer, method):
                 setattr(trainer, method, self._timed(getattr(trainer, method), phase))
@@ -76,14 +79,12 @@ class Phases:
                 self.seconds[phase] += now() - began
                 self._inside_rollout &= phase != "rollout_s"
                 if phase == "reward_s":
-                    answers = arguments[3]
-                    self.samples += len(answers)
-                    self.tokens += sum(len(answer) for answer in answers)
+                    self.samples += len(arguments[1])
 
         return call
 
 
-class StepWriter(transformers.TrainerCallback):
+class StepWriter(transformers.TrainerCallback):  # type: ignore[misc]
     """One JSON line a step. Numbers that are not finite are listed under `broken`, since JSON cannot hold them."""
 
     def __init__(self, path: Path, phases: Phases) -> None:
@@ -91,6 +92,7 @@ class StepWriter(transformers.TrainerCallback):
         self.phases = phases
         self.stepped = 0.0
         self.step_s: float | None = None
+        self.tokens_seen = 0.0
         self.main = True
 
     def write(self, record: dict[str, Any]) -> None:
@@ -110,18 +112,24 @@ class StepWriter(transformers.TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if self.step_s is None:
             return
-        numbers = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, (int, float))}
-        broken = [key for key, value in (logs or {}).items() if value is None or (key in numbers and not math.isfinite(numbers[key]))]
+        logs = logs or {}
+        numbers = {key: float(value) for key, value in logs.items() if isinstance(value, (int, float))}
+        broken = [key for key, value in logs.items() if value is None or (key in numbers and not math.isfinite(numbers[key]))]
         samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        taken = self.phases.take()
+        phases, fresh = self.phases.take(), self.phases.fresh(args.world_size)
+        tokens = numbers.get("num_tokens", 0.0) - self.tokens_seen
+        self.tokens_seen += tokens
         self.write(
             {
                 "event": "step",
                 "step": state.global_step,
                 "step_s": self.step_s,
                 "samples": samples,
-                "world_size": args.world_size,
-                "phases": taken,
+                "fresh_samples": fresh,
+                # A step that reuses earlier answers, or shares a generation with others, has no token count of its own.
+                "tokens": tokens if tokens > 0 and fresh in (None, samples) else None,
+                "phases": phases,
+                "trainer_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
                 "logs": {key: value for key, value in numbers.items() if math.isfinite(value)},
                 "broken": broken,
             }

@@ -1,0 +1,49 @@
+"""What is installed in a training engine's own environment, asked without importing the engine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from autotune import process
+from autotune.engines.base import Identity
+from autotune.errors import MissingPrerequisite
+
+_ASK = """
+import json, sys
+from importlib.metadata import PackageNotFoundError, version
+found = {}
+for name in sys.argv[2:]:
+    try: found[name] = version(name)
+    except PackageNotFoundError: pass
+device = "cpu"
+if sys.argv[1] == "gpu":
+    import torch
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+print(json.dumps({"packages": found, "device": device, "python": sys.version.split()[0]}))
+"""
+
+
+def interpreter(python: Path | None) -> str:
+    """The interpreter of the engine's environment; the tuner's own when the study names none."""
+    return str(python.absolute()) if python is not None else sys.executable
+
+
+def identity(kind: str, python: Path | None, packages: Sequence[str], cpu: bool, install: str) -> Identity:
+    """What is installed; the first of `packages` is the engine itself.
+
+    Raises MissingPrerequisite when it is not there, or when there is no GPU and the study does not say `cpu: true`.
+    """
+    asked = process.run([interpreter(python), "-c", _ASK, "cpu" if cpu else "gpu", *packages], timeout_s=120)
+    if asked.returncode != 0:
+        raise MissingPrerequisite(f"{interpreter(python)} cannot say what it has installed: {asked.stderr.strip()[-300:]}")
+    told = json.loads(asked.stdout)
+    if packages[0] not in told["packages"]:
+        raise MissingPrerequisite(f"The engine {kind!r} needs {packages[0]} in {interpreter(python)}: {install}")
+    if not told["device"]:
+        raise MissingPrerequisite(f"The engine {kind!r} finds no GPU here; a study that trains on the CPU says engine.cpu: true.")
+    return Identity(
+        kind=kind, version=told["packages"][packages[0]], python=told["python"], device=told["device"], packages=told["packages"]
+    )

@@ -1,0 +1,212 @@
+"""A training run as a session: starts it, reads its steps while it runs, begins it again with another seed, ends it.
+
+An engine gives it a launch whose first run writes `steps-0.jsonl` in the trial's folder, a function that turns one line of
+that file into a Step, and a function that puts another seed into a launch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from autotune import process
+from autotune.engines.base import Context, Diagnosis, EngineOptions, Launch, Step, TrainingSession
+from autotune.logs import LogReader, tail
+from autotune.trial import FailureKind, Phase, TrialFailed, Value
+
+FIRST_STEPS = "steps-0.jsonl"
+_GIB = 1 << 30
+
+
+class TrainingOptions(EngineOptions):
+    """What both training engines take besides the common options."""
+
+    reward: str | None = None
+    """The reward function: `module.function` for TRL, `file.py:function` for verl; a synthetic model brings its own."""
+    dataset: str | None = None
+    """Prompts: a folder, a file or a hub name; a synthetic model brings its own."""
+    total_steps: int = Field(default=1000, ge=1)
+    """The horizon of the learning-rate schedule; the workload ends the run when it has the steps it wants."""
+    processes: int = Field(default=1, ge=1)
+    """Training processes, one a GPU."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of each process. More than the free cores makes OpenMP spin and a step tens of times slower."""
+    cpu: bool = False
+    """Train without a GPU."""
+
+
+@dataclass(frozen=True)
+class Begin:
+    """The trainer's word that it starts to train: what it runs with."""
+
+    effective: Mapping[str, Value]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What an engine knows about its own runs. `read` returns None for a line that says nothing."""
+
+    read: Callable[[Mapping[str, Any]], Step | Begin | None]
+    reseed: Callable[[Launch, int], Launch]
+    diagnose: Callable[[str, int | None], Diagnosis | None]
+    ready_at_first_step: bool = False
+    """For a trainer that says nothing before its first step."""
+
+
+class LaunchedTraining(TrainingSession):
+    """A training run in a process tree of its own."""
+
+    def __init__(self, launch: Launch, context: Context, options: TrainingOptions, dialect: Dialect) -> None:
+        self._first, self._context, self._options, self._dialect = launch, context, options, dialect
+        self._runs = 0
+        self._begin: Begin | None = None
+        self._unread: list[Step] = []
+        self._phase = Phase.START
+        self.model = options.model
+        context.folder.mkdir(parents=True, exist_ok=True)
+        context.scratch.mkdir(parents=True, exist_ok=True)
+        for name, text in launch.files.items():
+            (context.folder / name).write_text(text, encoding="utf-8")
+        self._start(launch)
+        self._memory = process.PeakMemory(lambda: self._process.members())
+        self._memory.__enter__()
+
+    def _start(self, launch: Launch) -> None:
+        run = self._runs
+        self._runs += 1
+        self._begin, self._unread, self._phase = None, [], Phase.START
+        steps = FIRST_STEPS.replace("0", str(run))
+        argv = tuple(part.replace(FIRST_STEPS, steps) for part in launch.argv)
+        env = {name: value.replace(FIRST_STEPS, steps) for name, value in launch.env.items()}
+        self._log = self._context.folder / f"training-{run}.log"
+        self._lines = LogReader(self._context.folder / steps)
+        self._began = time.monotonic()
+        self._process = process.start(
+            argv, env=env, cwd=self._context.folder, log=self._log, tag=self._context.tag, cpus=self._context.cpus
+        )
+
+    def wait_ready(self) -> Mapping[str, Value]:
+        deadline = self._began + self._options.start_timeout_s
+        while not self._trains():
+            self.check_alive()
+            if time.monotonic() > deadline:
+                raise TrialFailed(
+                    FailureKind.START_TIMEOUT,
+                    Phase.START,
+                    f"No training step began within {self._options.start_timeout_s:g} s.",
+                    *tail(self._log, 3),
+                    advice="Raise engine.start_timeout_s if the model takes that long to load.",
+                )
+            time.sleep(0.1)
+        self._phase = Phase.MEASURE
+        begin = self._begin or Begin({}, {})
+        return {
+            "seconds": {"start": time.monotonic() - self._began},
+            "effective": dict(begin.effective),
+            "versions": dict(begin.versions),
+        }
+
+    def _trains(self) -> bool:
+        self._read()
+        return bool(self._unread) or (self._begin is not None and not self._dialect.ready_at_first_step)
+
+    def _read(self, final: bool = False) -> None:
+        for line in self._lines.lines(final):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            found = self._dialect.read(record)
+            if isinstance(found, Begin):
+                self._begin = found
+            elif found is not None:
+                self._unread.append(found)
+
+    def new_steps(self) -> tuple[Step, ...]:
+        self._read()
+        steps, self._unread = tuple(self._unread), []
+        return steps
+
+    def ended(self) -> bool:
+        return self._process.returncode() == 0
+
+    def check_alive(self) -> None:
+        returncode = self._process.returncode()
+        if returncode is None or (returncode == 0 and self._phase is Phase.MEASURE):
+            return
+        self._read(final=True)
+        if self._unread and self._phase is Phase.MEASURE:
+            return
+        raise death(self._log, returncode, self._phase, self._dialect.diagnose)
+
+    def restart(self, seed: int) -> None:
+        self._process.stop(self._options.stop_timeout_s)
+        self._start(self._dialect.reseed(self._first, seed))
+        self.wait_ready()
+
+    def resources(self) -> Mapping[str, float]:
+        peak = self._memory.peak_bytes
+        return {} if peak is None else {"peak_memory_gib": peak / _GIB}
+
+    def stop(self) -> Mapping[str, Value]:
+        self._memory.close()
+        report = self._process.stop(self._options.stop_timeout_s)
+        shutil.rmtree(self._context.scratch, ignore_errors=True)
+        return {"seconds": report.seconds, "returncode": report.returncode, "killed": report.killed, "survivors": report.survivors}
+
+
+def death(log: Path, returncode: int, phase: Phase, diagnose: Callable[[str, int | None], Diagnosis | None]) -> TrialFailed:
+    """What a trainer that ended by itself died of."""
+    lines = tail(log, 200)
+    found = diagnose("\n".join(lines), returncode)
+    if found is None:
+        evidence = (f"The trainer ended with status {returncode}.", *lines[-3:])
+        return TrialFailed(FailureKind.CRASHED, phase, *evidence, advice=f"Read {log}.")
+    # The same exception that refuses an argument before training is an ordinary crash once steps were made.
+    late = found.kind is FailureKind.INVALID_CONFIG and phase is Phase.MEASURE
+    return TrialFailed(FailureKind.CRASHED if late else found.kind, phase, *found.evidence, advice=found.advice)
+
+
+_OUT_OF_MEMORY = re.compile(
+    r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator: can't allocate|std::bad_alloc"
+    r"|^MemoryError|less than desired GPU memory utilization|No available memory for the cache blocks"
+    r"|Workers .* were killed due to the node running low on memory|ray\.exceptions\.OutOfMemoryError",
+    re.MULTILINE,
+)
+_EXCEPTION = re.compile(r"^(?:\([^)]*\)\s*)?([A-Za-z_][\w.]*(?:Error|Exception|Exit)): (.*)$")
+_OOM_ADVICE = (
+    "Lower the micro-batch first, then the rollout's memory share, then prompt and answer lengths; turn gradient checkpointing on."
+)
+
+
+def diagnose(log: str, returncode: int | None, refusals: Sequence[str]) -> Diagnosis | None:
+    """What both frameworks die of in the same words; `refusals` are exception names that mean a refused argument."""
+    lines = log.splitlines()
+    memory = [line.strip() for line in lines if _OUT_OF_MEMORY.search(line)]
+    if memory:
+        return Diagnosis(kind=FailureKind.OUT_OF_MEMORY, evidence=(memory[-1][:400],), advice=_OOM_ADVICE)
+    if returncode == -9:
+        evidence = ("The trainer was ended by the kernel or another process (KILL).", *lines[-2:])
+        return Diagnosis(kind=FailureKind.OUT_OF_MEMORY, evidence=evidence, advice=_OOM_ADVICE)
+    raised = [match for line in lines if (match := _EXCEPTION.match(line.strip()))]
+    if not raised:
+        return None
+    name, message = raised[-1][1].rpartition(".")[2], raised[-1][0]
+    kind = FailureKind.INVALID_CONFIG if name in refusals else FailureKind.CRASHED
+    advice = "Change or forbid this combination of parameters." if kind is FailureKind.INVALID_CONFIG else "Read the trial's log."
+    return Diagnosis(kind=kind, evidence=(message.strip()[:400],), advice=advice)
+
+
+def finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """The metrics that have a finite value."""
+    return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}

@@ -1,0 +1,110 @@
+"""Answers questions about TRL's own config classes, without training: a JSON question on stdin, a JSON answer as the last line.
+
+`{"ask": "flags"}` lists every parameter; `{"ask": "check", "arguments": [...]}` builds the config of each mapping and says
+why it is refused, or what it resolves to. Runs in TRL's own environment and imports nothing of autotune.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import sys
+import types
+import typing
+from typing import Any
+
+ONLINE = ("grpo", "rloo")
+OURS = ("dataset_name", "reward_funcs", "accelerate_config", "num_processes")
+
+
+def classes(algorithm: str) -> tuple[type, ...]:
+    import trl
+
+    config = {"grpo": "GRPOConfig", "rloo": "RLOOConfig", "dpo": "DPOConfig"}[algorithm]
+    return getattr(trl, config), trl.ModelConfig, trl.ScriptArguments
+
+
+def kind(annotation: Any) -> str:
+    """The word that autotune's Flag uses for a type."""
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
+    plain = [option for option in options if option is not type(None)]
+    for wanted, word in ((dict, "json"), (list, "list"), (bool, "bool"), (float, "float"), (int, "int")):
+        if any(option is wanted or typing.get_origin(option) is wanted for option in plain):
+            return word
+    return "str"
+
+
+def default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it; enums by their value."""
+    return json.loads(json.dumps(value, default=lambda other: getattr(other, "value", str(other))))
+
+
+def flags(algorithm: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for holder in classes(algorithm):
+        hints = typing.get_type_hints(holder)
+        for field in dataclasses.fields(holder):
+            found.setdefault(
+                field.name,
+                {
+                    "name": field.name,
+                    "option": f"--{field.name}",
+                    "type": kind(hints[field.name]),
+                    "default": plain(default(field)),
+                    "help": str(field.metadata.get("help", ""))[:300],
+                },
+            )
+    return found
+
+
+def check(algorithm: str, arguments: dict[str, Any], processes: int) -> dict[str, Any]:
+    known = {field.name: holder for holder in reversed(classes(algorithm)) for field in dataclasses.fields(holder)}
+    for name in arguments:
+        if name not in known and name not in OURS:
+            close = difflib.get_close_matches(name, known, n=1)
+            return {"refused": f"TRL has no parameter {name!r}." + (f" Did you mean {close[0]!r}?" if close else "")}
+    try:
+        return {"resolved": resolved(algorithm, arguments, known, processes)}
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        return {"refused": str(error)}
+
+
+def resolved(algorithm: str, arguments: dict[str, Any], known: dict[str, type], processes: int) -> dict[str, Any]:
+    """Every parameter as the trainer would run it. Raises what TRL raises."""
+    result: dict[str, Any] = {}
+    for holder in dict.fromkeys(known.values()):
+        own = {name: value for name, value in arguments.items() if known.get(name) is holder}
+        if holder.__name__.endswith("Config") and holder.__name__ != "ModelConfig":
+            # The arithmetic of batches reads the number of processes; the checks do not need the GPUs to be there.
+            holder = type(holder.__name__, (holder,), {"world_size": property(lambda _: processes)})
+            own = {**own, "output_dir": "unused", "use_cpu": True, "bf16": False, "fp16": False}
+        made = holder(**own)
+        result |= {field.name: plain(getattr(made, field.name)) for field in dataclasses.fields(made)}
+    result |= {name: arguments[name] for name in ("bf16", "use_cpu", "fp16") if name in arguments}
+    if algorithm in ONLINE and result["num_generations"] < 2:
+        raise ValueError("num_generations must be 2 or more: an advantage needs a group to compare with.")
+    return result
+
+
+def main() -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    question = json.load(sys.stdin)
+    if question["ask"] == "flags":
+        answer: Any = flags(question["algorithm"])
+    else:
+        answer = [check(question["algorithm"], one, question["processes"]) for one in question["arguments"]]
+    print("\n" + json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""TRL as an engine: GRPO, RLOO and DPO by TRL's own training scripts, or by the user's.
+
+A trial is a YAML file that `trl grpo --config` would accept, run through the same script under a tap that writes each step's
+measurements (`_trl/tap.py`). The parameters are the fields of TRL's config classes, by their own names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+
+from autotune import process
+from autotune.engines import _environment, _learner_model
+from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions, diagnose, finite
+from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Serves, Session, Step, Verdict
+from autotune.errors import AutotuneError
+from autotune.trial import Configuration, Value
+
+HERE = Path(__file__).parent / "_trl"
+CONFIG = "trial.yaml"
+PACKAGES = ("trl", "transformers", "torch", "accelerate", "peft", "datasets", "vllm", "deepspeed", "liger-kernel")
+_DATA = {"grpo": "prompts", "rloo": "prompts", "dpo": "pairs"}
+_REFUSALS = ("ValueError", "TypeError", "HfArgumentParserError", "ArgumentError", "ImportError", "ModuleNotFoundError")
+_OURS: Mapping[str, Value] = {
+    "logging_steps": 1,
+    "logging_first_step": True,
+    # By default the trainer hides a NaN loss behind the mean of earlier ones.
+    "logging_nan_inf_filter": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+"""What a trial needs so that every step is reported and nothing else is written."""
+_ON_CPU: Mapping[str, Value] = {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False}
+
+_METRICS: Mapping[str, tuple[str, ...]] = {
+    "reward": ("reward",),
+    "reward_std": ("reward_std",),
+    "zero_std_ratio": ("frac_reward_zero_std",),
+    "kl": ("kl",),
+    "loss": ("loss",),
+    "entropy": ("entropy",),
+    "grad_norm": ("grad_norm",),
+    "response_tokens": ("completions/mean_length",),
+    "truncated_ratio": ("completions/clipped_ratio",),
+    "clip_ratio": ("clip_ratio/region_mean",),
+    "validity_rate": ("validity_rate", "json_ok", "valid"),
+    "preference_accuracy": ("rewards/accuracies",),
+    "preference_margin": ("rewards/margins",),
+}
+"""Autotune's metric → TRL's, the first that is reported."""
+_MUST_BE_FINITE = ("loss", "grad_norm", "reward", "kl", "entropy")
+
+
+class TrlOptions(TrainingOptions):
+    """The `engine:` section of a TRL study."""
+
+    algorithm: Literal["grpo", "rloo", "dpo"] = "grpo"
+    script: Path | None = None
+    """A training script of the user's own that takes `--config FILE --seed N` as TRL's scripts do; None is TRL's."""
+
+
+class Trl(Engine):
+    """Trains with TRL."""
+
+    kind: ClassVar[str] = "trl"
+    serves: ClassVar[Serves] = "training"
+    Options: ClassVar[type[EngineOptions]] = TrlOptions
+    options: TrlOptions
+
+    def identity(self) -> Identity:
+        install = f"make engine-trl, or pip install trl==1.16.0 into {_environment.interpreter(self.options.python)}"
+        return _environment.identity(self.kind, self.options.python, PACKAGES, self.options.cpu, install)
+
+    def gpus_needed(self, configuration: Configuration) -> int:
+        return 0 if self.options.cpu else self.options.processes
+
+    def arguments(self, configuration: Configuration, cache: Path) -> dict[str, Value]:
+        """What the training is asked for, without what a trial alone needs; the exported file holds the same."""
+        options = self.options
+        asked: dict[str, Value] = {"model_name_or_path": options.model, "dataset_name": options.dataset, "reward_funcs": None}
+        if options.algorithm != "dpo" and options.reward is not None:
+            asked["reward_funcs"] = [options.reward]
+        learner = _learner_model.folder(options.model, "qwen3", cache)
+        if learner is not None:
+            asked["model_name_or_path"] = str(learner)
+            asked["dataset_name"] = options.dataset or str(learner / "data" / _DATA[options.algorithm])
+            if options.algorithm != "dpo":
+                asked["reward_funcs"] = [options.reward or "learner_rewards.share_on_target"]
+        asked |= _ON_CPU if options.cpu else {}
+        asked |= {**options.fixed, **configuration.values}
+        return {name: value for name, value in asked.items() if value is not None and not name.startswith("env.")}
+
+    def launch(self, configuration: Configuration, context: Context) -> Launch:
+        options = self.options
+        content = {
+            **self.arguments(configuration, context.cache),
+            **_OURS,
+            "max_steps": options.total_steps,
+            "output_dir": str(context.scratch / "output"),
+        }
+        script = str(options.script.absolute()) if options.script else f"trl.scripts.{options.algorithm}"
+        python = _environment.interpreter(options.python)
+        prefix = [python]
+        if options.processes > 1:
+            prefix += ["-m", "accelerate.commands.launch", "--num_processes", str(options.processes)]
+        steps = str(context.folder / FIRST_STEPS)
+        config = str(context.folder / CONFIG)
+        return Launch(
+            argv=(*prefix, str(HERE / "tap.py"), steps, script, "--config", config, "--seed", str(context.seed)),
+            env=self.environment(configuration, context),
+            files={CONFIG: yaml.safe_dump(content, sort_keys=False)},
+        )
+
+    def environment(self, configuration: Configuration, context: Context) -> dict[str, str]:
+        """Variables of the training process; the study's own win."""
+        tuned = {name.removeprefix("env."): str(value) for name, value in configuration.values.items() if name.startswith("env.")}
+        return {
+            "OMP_NUM_THREADS": str(self.options.threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": f"{Path.cwd()}:{_learner_model.FOLDER}",
+            "PYTHONUNBUFFERED": "1",
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, context.gpus)),
+            **({"HF_HUB_OFFLINE": "1"} if _learner_model.size_of(self.options.model) else {}),
+            **self.options.env,
+            **tuned,
+        }
+
+    def open(self, launch: Launch, context: Context) -> Session:
+        _learner_model.make(self.options.model, "qwen3", context.cache, _environment.interpreter(self.options.python))
+        return LaunchedTraining(launch, context, self.options, Dialect(read_line, reseed, self.diagnose))
+
+    def flags(self) -> Mapping[str, Flag]:
+        return {name: Flag(**flag) for name, flag in self._ask({"ask": "flags"}).items()}
+
+    def preflight(self, configurations: Sequence[Configuration]) -> list[Verdict]:
+        asked = [self.arguments(configuration, Path("cache")) for configuration in configurations]
+        return [Verdict(**verdict) for verdict in self._ask({"ask": "check", "arguments": asked})]
+
+    def _ask(self, question: Mapping[str, Value]) -> Any:
+        """Ask TRL's own config classes, in TRL's environment."""
+        python = _environment.interpreter(self.options.python)
+        told = process.run(
+            [python, str(HERE / "check.py")],
+            timeout_s=180,
+            env={"OMP_NUM_THREADS": "1", "WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdin=json.dumps({"algorithm": self.options.algorithm, "processes": self.options.processes, **question}),
+        )
+        if told.returncode != 0:
+            raise AutotuneError(f"TRL in {python} could not be asked about its parameters: {told.stderr.strip()[-400:]}")
+        return json.loads(told.stdout.splitlines()[-1])
+
+    def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
+        return diagnose(log, returncode, _REFUSALS)
+
+
+def read_line(record: Mapping[str, Any]) -> Step | Begin | None:
+    """One line of the tap's file."""
+    if record.get("event") == "begin":
+        return Begin(effective=record["arguments"], versions=record["versions"])
+    if record.get("event") != "step":
+        return None
+    logs, phases, seconds = record["logs"], record["phases"], float(record["step_s"])
+    metrics: dict[str, float | None] = {
+        name: next((logs[theirs] for theirs in names if theirs in logs), None) for name, names in _METRICS.items()
+    }
+    metrics |= {name: phases.get(name) for name in ("generate_s", "log_prob_s", "reward_s")}
+    metrics |= {"step_s": seconds, "trainer_memory_gib": record.get("trainer_memory_gib")}
+    metrics["sps"] = record["samples"] / seconds
+    if record["fresh_samples"]:
+        metrics["fresh_sps"] = record["fresh_samples"] / seconds
+    if record["fresh_samples"] is not None:
+        metrics["update_s"] = seconds - phases.get("rollout_s", 0.0)
+    if record["tokens"] is not None:
+        metrics["train_tokens_per_s"] = record["tokens"] / seconds
+    return Step(
+        number=record["step"],
+        metrics=finite(metrics),
+        samples=record["samples"],
+        fresh_samples=record["fresh_samples"],
+        tokens=None if record["tokens"] is None else int(record["tokens"]),
+        broken=tuple(name for name in record["broken"] if name in _MUST_BE_FINITE),
+    )
+
+
+def reseed(launch: Launch, seed: int) -> Launch:
+    """The same launch with another seed."""
+    return launch.model_copy(update={"argv": (*launch.argv[:-1], str(seed))})
+
+
+engine = Trl

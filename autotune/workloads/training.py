@@ -1,0 +1,262 @@
+"""N optimiser steps after W warm-up steps, read step by step while the trainer runs.
+
+Two honest cautions. What moves speed and memory (micro-batches, parallelism, the rollout engine) shows in 10 to 30 steps.
+What moves learning (KL, learning rates, batch shape) does not: it needs longer runs over several seeds, judged by reward
+after equal steps, equal samples or equal seconds. `cautions` warns where a study mixes the two in one trial length.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, linear_regression
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from autotune.engines.base import Context, Serves, Session, Step, TrainingSession
+from autotune.trial import FailureKind, Measurement, Phase, Row, Scalar, TrialFailed
+from autotune.workloads._progress import StopWhen, lost
+from autotune.workloads.base import Progress, Workload, WorkloadOptions
+
+_POLL_S = 0.1
+_PER_STEP_MEANS = (
+    "step_s", "generate_s", "log_prob_s", "reward_s", "update_s", "weight_sync_s", "response_tokens", "truncated_ratio",
+    "validity_rate", "rollout_hit_rate", "zero_std_ratio", "clip_ratio",
+)  # fmt: skip
+"""Totals that are means over the measured steps."""
+_AT_THE_END = ("reward", "reward_std", "kl", "loss", "entropy", "grad_norm", "preference_accuracy", "preference_margin")
+"""Totals that are means over the last fifth of the steps that report them: where the run has got to."""
+_HIGHEST = ("trainer_memory_gib",)
+_RATES = ("sps", "fresh_sps", "train_tokens_per_s")
+SHORT_STEPS = 30
+"""Up to here a trial shows speed and memory only (the guides' 10 to 30 steps)."""
+
+
+class TrainingOptions(WorkloadOptions):
+    """The `workload:` section. Exactly one of `steps`, `samples` and `train_seconds` says how long a run is measured."""
+
+    steps: int | None = Field(default=None, ge=1)
+    samples: int | None = Field(default=None, ge=1)
+    """Trained samples: batch shapes are compared after equal data."""
+    train_seconds: float | None = Field(default=None, gt=0)
+    """Seconds of training: configurations are compared after equal wall-clock."""
+    warm_up_steps: int = Field(default=2, ge=0)
+    """Dropped: the first steps compile, allocate and fill caches."""
+    seeds: tuple[int, ...] = ()
+    """One run for each; empty is one run with the trial's own seed."""
+    deadline_s: float = Field(default=3600.0, gt=0)
+    """Wall seconds of one run, start-up aside."""
+    stall_s: float = Field(default=300.0, gt=0)
+    """Without a new step for so long the trainer counts as hung."""
+    stop_when: StopWhen = StopWhen()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if sum(length is not None for length in (self.steps, self.samples, self.train_seconds)) != 1:
+            raise ValueError("Give exactly one of 'steps', 'samples' and 'train_seconds'")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("A seed stands twice")
+        return self
+
+    def done(self, steps: Sequence[Step]) -> float:
+        """Share of the wanted length that the measured steps make up; 1 or more is enough."""
+        if self.steps is not None:
+            return len(steps) / self.steps
+        if self.samples is not None:
+            return sum(step.samples or 0 for step in steps) / self.samples
+        assert self.train_seconds is not None
+        return sum(step.metrics["step_s"] for step in steps) / self.train_seconds
+
+
+class Training(Workload):
+    """Measures a training run."""
+
+    kind: ClassVar[str] = "training"
+    needs: ClassVar[Serves] = "training"
+    Options: ClassVar[type[WorkloadOptions]] = TrainingOptions
+    options: TrainingOptions
+
+    def levels(self) -> tuple[Mapping[str, Scalar], ...]:
+        first = self.options.warm_up_steps + 1
+        return tuple({"step": first + offset} for offset in range(self.options.steps or 0))
+
+    def metrics(self) -> frozenset[str]:
+        return frozenset(
+            (*_PER_STEP_MEANS, *_AT_THE_END, *_HIGHEST, *_RATES, "reward_slope", "peak_memory_gib", "peak_gpu_memory_gib")
+        )
+
+    def expected_seconds(self) -> float:
+        return self.options.deadline_s * max(1, len(self.options.seeds))
+
+    def run(self, session: Session, context: Context, progress: Progress) -> Measurement:
+        if not isinstance(session, TrainingSession):
+            raise TypeError("The training workload needs the session of a training engine.")
+        seeds = self.options.seeds or (context.seed,)
+        runs: dict[int, list[Step]] = {}
+        for index, seed in enumerate(seeds):
+            if index or seed != context.seed:
+                session.restart(seed)
+            watch = _Watch(self.options, session, _rival(context), progress, (index, len(seeds)))
+            runs[seed] = watch.measure()
+        measurement = table(runs, session.resources())
+        _remember(context, measurement)
+        return measurement
+
+
+class _Watch:
+    """One run, followed until it has its steps, is lost, stalls, ends or dies."""
+
+    def __init__(
+        self, options: TrainingOptions, session: TrainingSession, rival: float | None, progress: Progress, place: tuple[int, int]
+    ) -> None:
+        self.options, self.session, self.rival, self.progress, self.place = options, session, rival, progress, place
+        self.warm_up: list[Step] = []
+        self.steps: list[Step] = []
+
+    def measure(self) -> list[Step]:
+        began = last = time.monotonic()
+        for step in self.arriving():
+            now = time.monotonic()
+            if step is not None:
+                last = now
+                self.take(step)
+                if self.options.done(self.steps) >= 1:
+                    return self.steps
+            elif now - last > self.options.stall_s:
+                raise self.failed(FailureKind.UNHEALTHY, f"No step was finished within {self.options.stall_s:g} s.")
+            if now - began > self.options.deadline_s:
+                raise self.failed(FailureKind.INCOMPLETE, f"The deadline of {self.options.deadline_s:g} s came first.")
+        raise self.failed(FailureKind.INCOMPLETE, "The training ended by itself.", advice="Raise engine.total_steps.")
+
+    def arriving(self) -> Iterator[Step | None]:
+        """Steps as they come and None while there is none; ends with the run."""
+        while True:
+            ended = self.session.ended()
+            steps = self.session.new_steps()
+            yield from steps
+            if ended and not steps:
+                return
+            if not steps:
+                self.alive()
+                yield None
+                time.sleep(_POLL_S)
+
+    def alive(self) -> None:
+        try:
+            self.session.check_alive()
+        except TrialFailed as error:
+            failed = error.failed
+            raise TrialFailed(failed.kind, failed.phase, *failed.evidence, advice=failed.advice, partial=self.partial()) from error
+
+    def take(self, step: Step) -> None:
+        if len(self.warm_up) < self.options.warm_up_steps:
+            self.warm_up.append(step)
+        else:
+            self.steps.append(step)
+        why = lost(self.steps or [step], self.options.stop_when, self.rival)
+        if why is not None:
+            raise self.failed(FailureKind.INCOMPLETE, f"Ended early as lost: {why}")
+        index, count = self.place
+        self.progress(f"step {step.number}", (index + min(1.0, self.options.done(self.steps))) / count)
+
+    def partial(self) -> Measurement | None:
+        return table({0: self.steps}, {}) if self.steps else None
+
+    def failed(self, kind: FailureKind, why: str, advice: str = "") -> TrialFailed:
+        made = f"{len(self.steps)} steps were measured after {len(self.warm_up)} of warm-up."
+        phase = Phase.MEASURE if self.steps else Phase.WARM_UP
+        return TrialFailed(kind, phase, why, made, advice=advice, partial=self.partial())
+
+
+def table(runs: Mapping[int, Sequence[Step]], resources: Mapping[str, float]) -> Measurement:
+    """Rows of every measured step of every seed, and totals: each seed's own, then their mean."""
+    many = len(runs) > 1
+    rows = tuple(
+        Row(level={"seed": seed, "step": step.number} if many else {"step": step.number}, metrics=step.metrics)
+        for seed, steps in runs.items()
+        for step in steps
+    )
+    of_seeds = {seed: totals(steps) for seed, steps in runs.items()}
+    shared = frozenset.intersection(*(frozenset(one) for one in of_seeds.values()))
+    means = {name: fmean(one[name] for one in of_seeds.values()) for name in sorted(shared)}
+    facts = {"seeds": {str(seed): dict(one) for seed, one in of_seeds.items()}} if many else {}
+    window = sum(step.metrics["step_s"] for steps in runs.values() for step in steps)
+    return Measurement(rows=rows, totals={**means, **resources}, facts={**facts, "window_s": window})
+
+
+def totals(steps: Sequence[Step]) -> dict[str, float]:
+    """One run's totals. Rates are sums over sums, so a short fast step does not weigh as much as a long one."""
+    found: dict[str, float] = {}
+    seconds = sum(step.metrics["step_s"] for step in steps)
+    counts: dict[str, list[int | None]] = {
+        "sps": [step.samples for step in steps],
+        "fresh_sps": [step.fresh_samples for step in steps],
+        "train_tokens_per_s": [step.tokens for step in steps],
+    }
+    for name, values in counts.items():
+        known = [value for value in values if value is not None]
+        if len(known) == len(steps):
+            found[name] = sum(known) / seconds
+    found |= {name: fmean(gathered) for name in _PER_STEP_MEANS if (gathered := _present(steps, name))}
+    found |= {name: max(gathered) for name in _HIGHEST if (gathered := _present(steps, name))}
+    for name in _AT_THE_END:
+        if reported := _present(steps, name):
+            found[name] = fmean(reported[-max(1, len(reported) // 5) :])
+    rewards = [(step.number, step.metrics["reward"]) for step in steps if "reward" in step.metrics]
+    if len(rewards) >= 3:
+        found["reward_slope"] = linear_regression(*zip(*rewards, strict=True)).slope
+    return found
+
+
+def _present(steps: Sequence[Step], metric: str) -> list[float]:
+    return [step.metrics[metric] for step in steps if metric in step.metrics]
+
+
+def cautions(options: TrainingOptions, roles: Mapping[str, str]) -> tuple[str, ...]:
+    """What a study's owner should know about its trial length; `roles` maps tuned parameters to their role."""
+    learning = sorted(name for name, role in roles.items() if role == "algorithm")
+    speed = sorted(name for name, role in roles.items() if role != "algorithm")
+    found = []
+    short = options.steps is not None and options.steps <= SHORT_STEPS
+    if learning and short:
+        found.append(
+            f"{', '.join(learning)} move learning, and {options.steps} steps show little of it: give more steps, several seeds, "
+            "and compare reward after equal samples or seconds."
+        )
+    if learning and len(options.seeds) < 2:
+        found.append(f"{', '.join(learning)} move learning, and one seed cannot tell luck from gain: give two or more seeds.")
+    if learning and speed and options.steps is not None:
+        found.append(
+            f"{', '.join(speed)} move speed or memory and {', '.join(learning)} move learning: one trial length of "
+            f"{options.steps} steps is too long for the first or too short for the second; use two studies."
+        )
+    return tuple(found)
+
+
+def _best_file(context: Context) -> Path:
+    return context.cache / "training" / f"{context.study}.json"
+
+
+def _rival(context: Context) -> float | None:
+    """Samples per second of the fastest run measured in this study on this machine, None before the first."""
+    try:
+        return float(json.loads(_best_file(context).read_text())["sps"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _remember(context: Context, measurement: Measurement) -> None:
+    sps, known = measurement.totals.get("sps"), _rival(context)
+    if sps is None or (known is not None and known >= sps):
+        return
+    place = _best_file(context)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = place.with_suffix(f".{context.trial}")
+    unfinished.write_text(json.dumps({"sps": sps, "trial": context.trial}))
+    unfinished.replace(place)
+
+
+workload = Training
