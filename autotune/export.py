@@ -27,7 +27,14 @@ class Written:
 
 
 def export(
-    found: StudyResults, to: str, *, store: Path, trial: int | None = None, pick: str = "knee", out: Path | None = None, prove: bool = True
+    found: StudyResults,
+    to: str,
+    *,
+    store: Path,
+    trial: int | None = None,
+    pick: str = "knee",
+    out: Path | None = None,
+    prove: bool = True,
 ) -> Written:
     """Export one trial, the knee of the front unless named otherwise.
 
@@ -39,7 +46,8 @@ def export(
     exporter = exporters.get(to)
     won = winner(found, chosen, store)
     if won.engine.kind not in exporter.engines:
-        raise AutotuneError(f"The exporter {to!r} renders {', '.join(exporter.engines)}; trial {chosen.trial} ran {won.engine.kind}.")
+        known = ", ".join(exporter.engines)
+        raise AutotuneError(f"The exporter {to!r} renders {known}; trial {chosen.trial} ran {won.engine.kind}.")
     files = {name: redact(text) for name, text in exporter.render(won).items()}
     proof = exporter.prove(files, won) if prove else "The files were not proved, as asked."
     folder = out or store / found.name / "export" / f"{chosen.trial:04d}-{to}"

@@ -1,0 +1,218 @@
+"""What the terminal shows: tables of a study and the progress of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from autotune.analysis import Candidate, outcome_name
+from autotune.doctor import Finding
+from autotune.errors import NothingMeasured
+from autotune.preview import Preview
+from autotune.results import StudyResults
+from autotune.trial import Configuration, Failed, TrialRecord
+
+console = Console(highlight=False)
+
+
+def number(value: Any) -> str:
+    """A measured value for a table; absent is a dash, never a zero."""
+    if value is None or value != value:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def overrides(configuration: Configuration) -> str:
+    """What a configuration changes against the engine's default."""
+    return ", ".join(f"{name}={value}" for name, value in configuration.values.items()) or "the engine's default"
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A plain table; cells are escaped, so that a log line cannot style the terminal."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, show_edge=False)
+    for index, column in enumerate(columns):
+        made.add_column(column, overflow="fold", justify="left" if index in (0, len(columns) - 1) else "right")
+    for row in rows:
+        made.add_row(*(escape(number(cell)) for cell in row))
+    return made
+
+
+def print_preview(shown: Preview) -> None:
+    """`autotune check`."""
+    for kind, identity in shown.identities.items():
+        console.print(f"Engine {kind} {identity.version} on {identity.device}, {identity.python}")
+    console.print(
+        f"Objectives: {'; '.join(shown.objectives)}. Constraints: {'; '.join(shown.constraints) or 'none'}.", markup=False
+    )
+    console.print(
+        "Load levels: " + ("; ".join(str(dict(level)) for level in shown.levels) or "found by the workload"), markup=False
+    )
+    columns = ("parameter", "canonical", "values", "default here", "engine")
+    rows = [(line.name, line.canonical, line.values, line.default, line.engine) for line in shown.parameters]
+    console.print(table("\nSearch space", columns, rows))
+    for rule in shown.rules:
+        console.print(f"  forbidden: {rule}", markup=False)
+    for index, trial in enumerate(shown.first):
+        console.print(f"\nTrial {index}, {trial.why}: {overrides(trial.configuration)}", markup=False)
+        if trial.command:
+            console.print(
+                "  " + " ".join([*(f"{k}={v}" for k, v in trial.environment.items()), trial.command]), markup=False, soft_wrap=True
+            )
+    _print_expected(shown)
+    for warning in shown.warnings:
+        console.print(f"Note: {warning}", markup=False)
+
+
+def _print_expected(shown: Preview) -> None:
+    expected = shown.expected
+    limit = f", stopped at {expected.limit_gpu_minutes:g} GPU-minutes" if expected.limit_gpu_minutes else ""
+    if expected.minutes is None:
+        cost = f"each measuring up to {expected.workload_seconds:.0f} s plus the engine's start, which the first trial will tell"
+    else:
+        cost = f"about {expected.seconds_per_trial:.0f} s each, {expected.minutes:.0f} minutes in all"
+    console.print(f"\nThe study runs up to {expected.trials} trials with its finalists, {cost}{limit}.")
+
+
+def gain_lines(found: StudyResults) -> list[str]:
+    """The gain over the default in each objective, the front's best of each; what could not be compared says so."""
+    lines = []
+    for name in found.objective_names:
+        try:
+            gained = found.gain(name)
+        except NothingMeasured as error:
+            lines.append(str(error))
+            continue
+        lines.append(
+            f"{gained} in trial {gained.trial}." if gained.trial != _default_trial(found) else f"{name}: the default is the best."
+        )
+    return list(dict.fromkeys(lines))
+
+
+def _default_trial(found: StudyResults) -> int | None:
+    return None if found.default_candidate is None else found.default_candidate.trial
+
+
+def front_table(found: StudyResults) -> Table:
+    """The front, members first, with the default below it when it is not in it."""
+    marked = [(one, found.membership.get(one.trial, "")) for one in found.feasible if one.trial in found.membership]
+    marked.sort(key=lambda pair: pair[1] != "member")
+    base = found.default_candidate
+    if base is not None and all(one is not base for one, _ in marked):
+        marked.append((base, "default"))
+    columns = ("trial", *found.objective_names, "runs", "front", "configuration")
+    rows = [
+        (one.trial, *cells(found, one), len(one.records), mark, overrides(one.records[0].configuration)) for one, mark in marked
+    ]
+    return table("Front", columns, rows)
+
+
+def cells(found: StudyResults, one: Candidate) -> list[str]:
+    """A candidate's objectives with their intervals."""
+    result = []
+    for objective in found.study.objectives:
+        interval = found.interval(one, objective)
+        value = number(found.mean(one, objective))
+        result.append(value if interval is None else f"{value} [{number(interval.low)}, {number(interval.high)}]")
+    return result
+
+
+def print_study(found: StudyResults) -> None:
+    """`autotune show`."""
+    for line in gain_lines(found):
+        console.print(line, markup=False)
+    if found.feasible:
+        console.print(front_table(found))
+    console.print(
+        table("\nTrials", ("trial", "origin", "outcome", *found.objective_names, "seconds", "configuration"), _trial_rows(found))
+    )
+    losers = _losers(found.records)
+    if losers:
+        console.print(table("\nWhy trials have no score", ("outcome", "trials", "advice"), losers))
+
+
+def _trial_rows(found: StudyResults) -> Iterable[Sequence[Any]]:
+    for record in found.records:
+        scored = found.score(record)
+        values = scored.values if scored is not None else [None] * len(found.objective_names)
+        outcome = outcome_name(record) + ("" if scored is None or scored.feasible else ", breaks a constraint")
+        spent = sum(seconds for phase, seconds in record.seconds.items() if "." not in phase)
+        yield record.number, str(record.origin), outcome, *values, round(spent, 1), overrides(record.configuration)
+
+
+def _losers(records: Sequence[TrialRecord]) -> list[tuple[str, str, str]]:
+    groups: dict[tuple[str, str], list[int]] = {}
+    for record in records:
+        if isinstance(record.outcome, Failed):
+            groups.setdefault((str(record.outcome.kind), record.outcome.advice), []).append(record.number)
+    return [(kind, ", ".join(map(str, numbers)), advice) for (kind, advice), numbers in groups.items()]
+
+
+def print_trial(found: StudyResults, record: TrialRecord) -> None:
+    """`autotune show --trial`."""
+    console.print(
+        f"Trial {record.number} ({record.origin}): {outcome_name(record)}. {overrides(record.configuration)}", markup=False
+    )
+    if isinstance(record.outcome, Failed):
+        console.print(f"Failed during {record.outcome.phase}. {record.outcome.advice}", markup=False)
+        for line in record.outcome.evidence:
+            console.print(f"  {line}", markup=False, soft_wrap=True)
+    elif record.measurement is not None:
+        _print_rows(record)
+        console.print(table("\nWhole trial", ("metric", "value"), sorted(record.measurement.totals.items())))
+    console.print(table("\nSeconds", ("phase", "s"), record.seconds.items()))
+    if record.effective:
+        console.print(table("\nEffective configuration", ("parameter", "value"), sorted(record.effective.items())))
+    if record.command:
+        console.print("\nCommand: " + " ".join(record.command), markup=False, soft_wrap=True)
+    if record.folder:
+        console.print(
+            f"Logs: {(found.folder or '.')}/{record.folder}" if not record.folder.startswith("/") else f"Logs: {record.folder}",
+            markup=False,
+        )
+
+
+def _print_rows(record: TrialRecord) -> None:
+    assert record.measurement is not None
+    rows = record.measurement.rows
+    names = sorted({name for row in rows for name in row.metrics})
+    labels = [" ".join(f"{key}={value}" for key, value in row.level.items()) for row in rows]
+    if len(rows) > 8:
+        console.print(f"{len(rows)} rows; --json shows them all.")
+    shown = rows[-8:]
+    console.print(
+        table("\nMeasured", ("metric", *labels[-8:]), [(name, *(row.metrics.get(name) for row in shown)) for name in names])
+    )
+
+
+def study_json(found: StudyResults) -> dict[str, Any]:
+    """`autotune show --json`."""
+    return {
+        "study": found.name,
+        "objectives": list(found.objective_names),
+        "default_trial": _default_trial(found),
+        "gain": gain_lines(found),
+        "front": [
+            {"trial": one.trial, "front": found.membership[one.trial]} for one in found.feasible if one.trial in found.membership
+        ],
+        "trials": [record.model_dump(mode="json") for record in found.records],
+    }
+
+
+def print_list(rows: Sequence[Mapping[str, Any]], store: Any) -> None:
+    """`autotune list`."""
+    if not rows:
+        console.print(f"The store {store} holds no study yet.", markup=False)
+        return
+    console.print(table("Studies", tuple(rows[0]), [tuple(row.values()) for row in rows]))
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """`autotune doctor`."""
+    for finding in findings:
+        console.print(f"{'ok  ' if finding.usable else 'none'} {finding.room:8} {finding.name:12} {finding.detail}", markup=False)
+        if finding.remedy:
+            console.print(f"     → {finding.remedy}", markup=False)
