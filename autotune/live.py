@@ -1,0 +1,137 @@
+"""The progress of a run: what is running, what is next, how long it will take."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from autotune.analysis import outcome_name
+from autotune.score import Score
+from autotune.trial import Configuration, Failed, TrialJob, TrialRecord
+
+
+class Reporter(Protocol):
+    """Told by the run loop what happens."""
+
+    def say(self, text: str) -> None:
+        """A sentence for the user."""
+
+    def expect(self, trials: int, seconds_per_trial: float | None) -> None:
+        """How many trials will run in all, as known now, and what one is expected to take."""
+
+    def started(self, job: TrialJob) -> None:
+        """A trial was handed to the executor."""
+
+    def progress(self, number: int, label: str, share: float) -> None:
+        """Where a running trial is."""
+
+    def finished(self, record: TrialRecord, score: Score | None) -> None:
+        """A trial ended."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class Silent:
+    """Says nothing but warnings, on standard error."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def expect(self, trials: int, seconds_per_trial: float | None) -> None:
+        pass
+
+    def started(self, job: TrialJob) -> None:
+        pass
+
+    def progress(self, number: int, label: str, share: float) -> None:
+        pass
+
+    def finished(self, record: TrialRecord, score: Score | None) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Live:
+    """A bar per study and per running trial on a terminal; a line per event elsewhere."""
+
+    def __init__(self, name: str, objectives: tuple[str, ...]) -> None:
+        self.console = Console(highlight=False)
+        self.name, self.objectives = name, objectives
+        self.total, self.done, self.expected = 0, 0, 0.0
+        self.spent: list[float] = []
+        self.begun: dict[int, float] = {}
+        self.tasks: dict[int, TaskID] = {}
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
+        self.bars = Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
+        self.study = self.bars.add_task(name, total=1, note="")
+        self.bars.start()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def expect(self, trials: int, seconds_per_trial: float | None) -> None:
+        self.total, self.expected = trials, seconds_per_trial or self.expected
+        self._study_bar()
+
+    def started(self, job: TrialJob) -> None:
+        self.begun[job.number] = time.monotonic()
+        text = f"trial {job.number} ({job.origin})"
+        self.tasks[job.number] = self.bars.add_task(text, total=1.0, note="starting")
+        if not self.console.is_terminal:
+            self.say(f"{text}: {_brief(job.configuration)}{self._left()}")
+
+    def progress(self, number: int, label: str, share: float) -> None:
+        if number in self.tasks:
+            self.bars.update(self.tasks[number], completed=share, note=escape(label))
+
+    def finished(self, record: TrialRecord, score: Score | None) -> None:
+        if record.number in self.tasks:
+            self.bars.remove_task(self.tasks.pop(record.number))
+        if record.number in self.begun and record.reused_from is None:
+            self.spent.append(time.monotonic() - self.begun.pop(record.number))
+        self.done += 1
+        self.say(f"trial {record.number} ({record.origin}): {self._result(record, score)}  [{_brief(record.configuration)}]")
+        self._study_bar()
+
+    def close(self) -> None:
+        self.bars.stop()
+
+    def _result(self, record: TrialRecord, score: Score | None) -> str:
+        if isinstance(record.outcome, Failed):
+            evidence = f": {record.outcome.evidence[-1][:160]}" if record.outcome.evidence else ""
+            return f"{outcome_name(record)} during {record.outcome.phase}{evidence}"
+        if score is None:
+            return "measured, but a number the study needs is missing"
+        values = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.objectives, score.values, strict=True))
+        return values + ("" if score.feasible else " (breaks a constraint)") + (" (reused)" if record.reused_from else "")
+
+    def _study_bar(self) -> None:
+        self.bars.update(
+            self.study, total=max(self.total, 1), completed=self.done, note=f"{self.done} of {self.total} trials{self._left()}"
+        )
+
+    def _left(self) -> str:
+        per_trial = statistics.median(self.spent) if self.spent else self.expected
+        left = max(self.total - self.done, 0) * per_trial
+        return f", about {left / 60:.0f} min left" if left >= 60 else f", about {left:.0f} s left" if left else ""
+
+
+def _brief(configuration: Configuration) -> str:
+    text = ", ".join(f"{name}={value}" for name, value in configuration.values.items())
+    return f"{configuration.engine}: {text or 'default'}"
