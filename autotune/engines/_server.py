@@ -1,0 +1,210 @@
+"""A serving engine as a session: starts it, waits until it serves, watches it, ends it. Shared by vLLM and SGLang.
+
+What differs between engines stands in a Dialect: which log line ends which phase of the start-up, which line means that it
+will never serve, how to ask it what it runs with, and how to empty its caches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from autotune import process
+from autotune.engines.base import Context, Diagnosis, EngineOptions, Launch, Session
+from autotune.gpu import Sampler
+from autotune.logs import LogReader, tail
+from autotune.trial import FailureKind, Phase, TrialFailed, Value
+
+LOG = "engine.log"
+_GIB = 1 << 30
+_POLL_S = 0.1
+_LAST_WORDS_S = 3.0
+"""How long an engine that has said a fatal line may go on writing its reasons before it is stopped."""
+_OWNER_CHECK_S = 5.0
+
+Ask = Callable[[str], Value]
+"""GET a path of the running server: parsed JSON, else the text; None when it does not answer with 200."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What an engine knows about its own server."""
+
+    milestones: Sequence[tuple[str, re.Pattern[str]]]
+    """Name of a start-up phase and the log line that ends it, in the order in which they come; any of them may be missing."""
+    fatal: re.Pattern[str]
+    """A log line after which the server cannot come up, or cannot go on."""
+    confirm: Callable[[Ask, str], Mapping[str, Value]]
+    """Start-up facts from the running server and its log: `effective`, `version`, `kv_tokens`, `compile_cache`, ...; what it
+    does not tell is left out."""
+    diagnose: Callable[[str, int | None], Diagnosis | None]
+    reset: str
+    """Path that empties the prefix cache when POSTed to."""
+    health: str = "/health"
+
+
+@dataclass
+class _Clock:
+    """Divides the start-up into phases as their log lines come by."""
+
+    milestones: Sequence[tuple[str, re.Pattern[str]]]
+    last: float = field(default_factory=time.monotonic)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def read(self, line: str) -> None:
+        for name, pattern in self.milestones:
+            if name not in self.seconds and pattern.search(line):
+                self.end(name)
+                return
+
+    def end(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = now - self.last
+        self.last = now
+
+
+class ServingSession(Session):
+    """An HTTP server in a process tree of its own, its output in `engine.log` of the trial's folder."""
+
+    def __init__(self, launch: Launch, context: Context, options: EngineOptions, dialect: Dialect, model: str) -> None:
+        assert launch.endpoint is not None, "a serving launch has an endpoint"
+        self.endpoint, self.model = launch.endpoint, model
+        self._port = urlsplit(launch.endpoint).port or 0
+        self._context, self._options, self._dialect = context, options, dialect
+        self.log = context.folder / LOG
+        self._lines = LogReader(self.log)
+        self._phase = Phase.START
+        self._clock = _Clock(dialect.milestones)
+        self._owner_checked = 0.0
+        self._process = process.start(
+            launch.argv, env=launch.env, cwd=context.scratch, log=self.log, tag=context.tag, cpus=context.cpus
+        )
+        self._began = time.monotonic()
+        self._memory = process.PeakMemory(self._process.members)
+        self._memory.__enter__()
+        self._gpu = Sampler(context.gpus, self._process.members) if context.gpus else None
+        if self._gpu is not None:
+            self._gpu.__enter__()
+
+    def wait_ready(self) -> Mapping[str, Value]:
+        deadline = self._began + self._options.start_timeout_s
+        while not self._serves():
+            self._read()
+            if self._process.returncode() is not None:
+                raise self._death()
+            if time.monotonic() > deadline:
+                raise self._too_late()
+            time.sleep(_POLL_S)
+        self._read()
+        self._clock.end("serve")
+        self._check_owner(time.monotonic())
+        facts = self._dialect.confirm(self._ask, self.log.read_text(errors="replace"))
+        self._phase = Phase.MEASURE
+        return {**facts, "seconds": dict(self._clock.seconds)}
+
+    def check_alive(self) -> None:
+        self._read()
+        if self._process.returncode() is not None:
+            raise self._death()
+        now = time.monotonic()
+        if now - self._owner_checked > _OWNER_CHECK_S:
+            self._check_owner(now)
+
+    def reset_caches(self) -> bool:
+        """Empty the engine's prefix cache, so that a level does not feed on the one before; False when the engine will not."""
+        self.check_alive()
+        return self._request("POST", self._dialect.reset) is not None
+
+    def resources(self) -> Mapping[str, float]:
+        found: dict[str, float] = {}
+        if self._memory.peak_bytes is not None:
+            found["peak_memory_gib"] = self._memory.peak_bytes / _GIB
+        return {**found, **(self._gpu.totals() if self._gpu is not None else {})}
+
+    def stop(self) -> Mapping[str, Value]:
+        self._memory.close()
+        if self._gpu is not None:
+            self._gpu.close()
+        report = self._process.stop(self._options.stop_timeout_s)
+        free = process.wait_gone(self._port, 5.0)
+        facts: dict[str, Value] = {"seconds": report.seconds, "returncode": report.returncode, "killed": report.killed}
+        if report.survivors or not free:
+            facts |= {"survivors": list(report.survivors), "port_free": free}
+        if self._gpu is not None:
+            facts["gpu"] = self._gpu.evidence()
+        return facts
+
+    def _serves(self) -> bool:
+        return self._request("GET", self._dialect.health, timeout_s=2.0) is not None
+
+    def _read(self) -> None:
+        """Follow the log; a fatal line ends the wait at once instead of at the timeout."""
+        for line in self._lines.lines():
+            if self._phase is Phase.START:
+                self._clock.read(line)
+            if self._dialect.fatal.search(line):
+                self._let_finish()
+                raise self._death()
+
+    def _let_finish(self) -> None:
+        deadline = time.monotonic() + _LAST_WORDS_S
+        while self._process.returncode() is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+    def _check_owner(self, now: float) -> None:
+        """The port must be answered by this trial's own processes, not by a stranger that took it first."""
+        self._owner_checked = now
+        if not process.answers_for(self._port, self._context.tag):
+            owner = process.port_listener(self._port)
+            said = f"Port {self._port} is answered by process {owner}, which is not of this trial."
+            raise TrialFailed(FailureKind.UNHEALTHY, self._phase, said, advice="Run the trial again: it takes another port.")
+
+    def _death(self) -> TrialFailed:
+        returncode = self._process.returncode()
+        found = self._dialect.diagnose("\n".join(tail(self.log, 5000, 4 << 20)), returncode)
+        if found is not None:
+            return TrialFailed(found.kind, self._phase, *found.evidence, advice=found.advice)
+        ended = "has said that it cannot go on" if returncode is None else f"ended with status {returncode}"
+        said = (f"The engine {ended}.", *tail(self.log, 5))
+        return TrialFailed(FailureKind.CRASHED, self._phase, *said, advice=f"Read {self.log}.")
+
+    def _too_late(self) -> TrialFailed:
+        waited = f"The engine did not serve within {self._options.start_timeout_s:g} s."
+        advice = "Raise engine.start_timeout_s if loading or compiling this model takes that long."
+        return TrialFailed(FailureKind.START_TIMEOUT, Phase.START, waited, *tail(self.log, 3), advice=advice)
+
+    def _ask(self, path: str) -> Value:
+        text = self._request("GET", path, timeout_s=10.0)
+        if text is None:
+            return None
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+        return text
+
+    def _request(self, method: str, path: str, timeout_s: float = 30.0) -> str | None:
+        """The body of a 200 answer; None for anything else. Never through a proxy: the server is on this machine."""
+        request = urllib.request.Request(f"{self.endpoint}{path}", method=method, data=b"" if method == "POST" else None)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=timeout_s) as answer:
+                return answer.read().decode(errors="replace") if answer.status == 200 else None
+        except (OSError, urllib.error.URLError, ValueError):
+            return None
+
+
+def decisive(lines: Iterable[str], pattern: re.Pattern[str], limit: int = 3) -> tuple[str, ...]:
+    """The last few distinct lines that a pattern finds, without the engine's own line prefix."""
+    found = list(dict.fromkeys(_bare(line) for line in lines if pattern.search(line)))
+    return tuple(line[:500] for line in found[-limit:])
+
+
+def _bare(line: str) -> str:
+    """A log line without process name, level, time and place: `(EngineCore pid=7) ERROR 11-21 12:20:39 [core.py:9] `."""
+    return re.sub(r"^(?:\([\w .:-]*pid=\d+\)\s*)?(?:(?:ERROR|WARNING|INFO) [\d-]+ [\d:]+ \[[^\]]*\]\s*)?", "", line).strip()

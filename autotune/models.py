@@ -1,0 +1,160 @@
+"""What a model's config.json says about its size: layers, heads, parameters, bytes of weights and of KV cache."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autotune import synthetic
+from autotune.errors import NotFound
+from autotune.trial import Frozen
+
+DTYPE_BYTES: Mapping[str, float] = {
+    "float32": 4,
+    "float": 4,
+    "float16": 2,
+    "half": 2,
+    "bfloat16": 2,
+    "int8": 1,
+    "fp8": 1,
+    "fp8_e4m3": 1,
+    "fp8_e5m2": 1,
+    "int4": 0.5,
+    "nvfp4": 0.5,
+}
+"""Bytes of one element, by the names that configs and engines use; block scales of quantised formats not counted."""
+
+_COUNTED = {"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"}
+"""Model types whose parameters the formula below counts exactly."""
+
+
+class ModelFacts(Frozen):
+    """A decoder's shape. `parameters` is None for an architecture that is not counted here."""
+
+    model_type: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    max_positions: int
+    dtype: str
+    parameters: int | None = None
+    experts: int = 0
+    latent_kv: int | None = None
+    """Elements cached per token and layer by multi-head latent attention; None for ordinary attention."""
+
+    @property
+    def dtype_bytes(self) -> float:
+        """Bytes of one weight as the checkpoint stores it."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def weight_bytes(self) -> float | None:
+        """Bytes of the unquantised weights, None when the parameters are not counted."""
+        return None if self.parameters is None else self.parameters * self.dtype_bytes
+
+    def kv_bytes_per_token(self, dtype: str = "auto") -> float:
+        """Bytes of KV cache one token takes on all devices together.
+
+        2 (key and value) x layers x KV heads x head dim x bytes: Kwon et al., "Efficient Memory Management for Large
+        Language Model Serving with PagedAttention", SOSP 2023, section 3. Latent attention caches one vector per layer
+        instead (DeepSeek-V2, arXiv 2405.04434, section 2.1). `auto` is the weights' own type.
+        """
+        size = DTYPE_BYTES[self.dtype if dtype == "auto" else dtype]
+        if self.latent_kv is not None:
+            return self.layers * self.latent_kv * size
+        return 2 * self.layers * self.kv_heads * self.head_dim * size
+
+
+def locate(model: str, cache: Path) -> str:
+    """What an engine is given for a study's model: the folder of a synthetic model (made if needed), else the name itself.
+
+    Raises NotFound for an unknown synthetic name, or for a path that holds no model.
+    """
+    if synthetic.is_synthetic(model):
+        return str(synthetic.make(model, cache))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise NotFound(f"The folder {model} holds no config.json, so it is not a model that an engine can load.")
+        return str(folder.resolve())
+    if model.startswith(("/", "./", "../", "~")):
+        raise NotFound(f"There is no model folder {model}.")
+    return model
+
+
+def facts(model: str) -> ModelFacts | None:
+    """The facts of a study's model without touching the network.
+
+    None for a hub name that was never downloaded here. Raises NotFound for an unknown synthetic name.
+    """
+    if synthetic.is_synthetic(model):
+        return facts_of(synthetic.config(model))
+    path = _config_file(model)
+    return facts_of(json.loads(path.read_text())) if path else None
+
+
+def facts_of(config: Mapping[str, Any]) -> ModelFacts:
+    """The facts in the values of a config.json; a multimodal model's are those of its `text_config`."""
+    text: Mapping[str, Any] = {**config, **config.get("text_config", {})}
+    heads, hidden = text["num_attention_heads"], text["hidden_size"]
+    latent = text["kv_lora_rank"] + text["qk_rope_head_dim"] if text.get("kv_lora_rank") else None
+    return ModelFacts(
+        model_type=text.get("model_type", "unknown"),
+        layers=text["num_hidden_layers"],
+        hidden=hidden,
+        heads=heads,
+        kv_heads=text.get("num_key_value_heads") or heads,
+        head_dim=text.get("head_dim") or hidden // heads,
+        vocab=text["vocab_size"],
+        max_positions=text["max_position_embeddings"],
+        dtype=str(text.get("dtype") or text.get("torch_dtype") or "float32").removeprefix("torch."),
+        parameters=_parameters(text),
+        experts=text.get("num_experts") or text.get("num_local_experts") or 0,
+        latent_kv=latent,
+    )
+
+
+def _parameters(text: Mapping[str, Any]) -> int | None:
+    """Embeddings + layers x (attention + MLP + norms) + final norm, + the output head unless it is tied."""
+    if text.get("model_type") not in _COUNTED:
+        return None
+    hidden, vocab = text["hidden_size"], text["vocab_size"]
+    embeddings = vocab * hidden * (1 if text.get("tie_word_embeddings") else 2)
+    layer = _attention_parameters(text) + _mlp_parameters(text) + 2 * hidden
+    return int(embeddings + text["num_hidden_layers"] * layer + hidden)
+
+
+def _attention_parameters(text: Mapping[str, Any]) -> int:
+    hidden, heads = text["hidden_size"], text["num_attention_heads"]
+    dim = text.get("head_dim") or hidden // heads
+    query, key_value = heads * dim, 2 * (text.get("num_key_value_heads") or heads) * dim
+    weights = hidden * (2 * query + key_value)
+    bias = query + key_value if text["model_type"] == "qwen2" or text.get("attention_bias") else 0
+    output_bias = hidden if text.get("attention_bias") else 0
+    head_norms = 2 * dim if text["model_type"].startswith("qwen3") else 0
+    return int(weights + bias + output_bias + head_norms)
+
+
+def _mlp_parameters(text: Mapping[str, Any]) -> int:
+    hidden, experts = text["hidden_size"], text.get("num_experts") or text.get("num_local_experts") or 0
+    if not experts:
+        return int(3 * hidden * text["intermediate_size"])
+    width = text.get("moe_intermediate_size") or text["intermediate_size"]
+    return int(experts * 3 * hidden * width + hidden * experts)
+
+
+def _config_file(model: str) -> Path | None:
+    """The config.json of a local folder or of the newest snapshot in the hub cache."""
+    local = Path(model).expanduser() / "config.json"
+    if local.is_file():
+        return local
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    snapshots = hub.joinpath(f"models--{model.replace('/', '--')}", "snapshots").glob("*/config.json")
+    return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
