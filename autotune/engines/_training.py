@@ -24,6 +24,8 @@ from autotune.logs import LogReader, tail
 from autotune.trial import FailureKind, Phase, TrialFailed, Value
 
 FIRST_STEPS = "steps-0.jsonl"
+HUNG_S = 20.0
+"""How long a driver may live on after its log said something fatal, before it is taken for hung."""
 _GIB = 1 << 30
 
 
@@ -61,6 +63,10 @@ class Dialect:
     diagnose: Callable[[str, int | None], Diagnosis | None]
     ready_at_first_step: bool = False
     """For a trainer that says nothing before its first step."""
+    fatal: str | None = None
+    """Log lines after which a driver that lives on is hung, as a regular expression."""
+    leftovers: tuple[Path, ...] = ()
+    """Folders to remove at the end."""
 
 
 class LaunchedTraining(TrainingSession):
@@ -72,6 +78,7 @@ class LaunchedTraining(TrainingSession):
         self._begin: Begin | None = None
         self._unread: list[Step] = []
         self._phase = Phase.START
+        self._fatal_at: float | None = None
         self.model = options.model
         context.folder.mkdir(parents=True, exist_ok=True)
         context.scratch.mkdir(parents=True, exist_ok=True)
@@ -91,6 +98,7 @@ class LaunchedTraining(TrainingSession):
         self._log = self._context.folder / f"training-{run}.log"
         self._lines = LogReader(self._context.folder / steps)
         self._began = time.monotonic()
+        self._words, self._fatal_at = LogReader(self._log), None
         self._process = process.start(
             argv, env=env, cwd=self._context.folder, log=self._log, tag=self._context.tag, cpus=self._context.cpus
         )
@@ -142,12 +150,22 @@ class LaunchedTraining(TrainingSession):
 
     def check_alive(self) -> None:
         returncode = self._process.returncode()
+        if returncode is None and self._hung():
+            raise death(self._log, None, self._phase, self._dialect.diagnose)
         if returncode is None or (returncode == 0 and self._phase is Phase.MEASURE):
             return
         self._read(final=True)
         if self._unread and self._phase is Phase.MEASURE:
             return
         raise death(self._log, returncode, self._phase, self._dialect.diagnose)
+
+    def _hung(self) -> bool:
+        """Whether the log said something fatal a while ago, and still the driver lives."""
+        if self._dialect.fatal is None:
+            return False
+        if self._fatal_at is None and any(re.search(self._dialect.fatal, line) for line in self._words.lines()):
+            self._fatal_at = time.monotonic()
+        return self._fatal_at is not None and time.monotonic() - self._fatal_at > HUNG_S
 
     def restart(self, seed: int) -> None:
         self._process.stop(self._options.stop_timeout_s)
@@ -161,16 +179,18 @@ class LaunchedTraining(TrainingSession):
     def stop(self) -> Mapping[str, Value]:
         self._memory.close()
         report = self._process.stop(self._options.stop_timeout_s)
-        shutil.rmtree(self._context.scratch, ignore_errors=True)
+        for folder in (self._context.scratch, *self._dialect.leftovers):
+            shutil.rmtree(folder, ignore_errors=True)
         return {"seconds": report.seconds, "returncode": report.returncode, "killed": report.killed, "survivors": report.survivors}
 
 
 def death(log: Path, returncode: int, phase: Phase, diagnose: Callable[[str, int | None], Diagnosis | None]) -> TrialFailed:
-    """What a trainer that ended by itself died of."""
+    """What a trainer that ended by itself, or hangs (`returncode` None), died of."""
     lines = tail(log, 200)
     found = diagnose("\n".join(lines), returncode)
     if found is None:
-        evidence = (f"The trainer ended with status {returncode}.", *lines[-3:])
+        how = "The trainer hangs." if returncode is None else f"The trainer ended with status {returncode}."
+        evidence = (how, *lines[-3:])
         return TrialFailed(FailureKind.CRASHED, phase, *evidence, advice=f"Read {log}.")
     # The same exception that refuses an argument before training is an ordinary crash once steps were made.
     late = found.kind is FailureKind.INVALID_CONFIG and phase is Phase.MEASURE

@@ -1,0 +1,87 @@
+"""Loaded by verl in every process of a trial (VERL_USE_EXTERNAL_MODULES); changes how a trial waits, never what it computes.
+
+- The trainer looks for finished samples every two seconds, so a short step takes two seconds whatever the rollout does. A
+  trial looks as often as AUTOTUNE_VERL_POLL_S says.
+- A critic asks for flash-attention by name. Where that package is not installed it gets PyTorch's own attention, as the actor
+  does by its override_config.
+
+Runs in verl's own environment and imports nothing of autotune.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+Patch = Callable[[ModuleType], None]
+
+
+class AfterImport(MetaPathFinder):
+    """Runs a function on a module right after that module was first imported."""
+
+    def __init__(self, patches: Mapping[str, Patch]) -> None:
+        self.patches = dict(patches)
+        for name in [name for name in self.patches if name in sys.modules]:
+            self.patches.pop(name)(sys.modules[name])
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        patch = self.patches.pop(fullname, None)
+        spec = importlib.util.find_spec(fullname) if patch is not None else None
+        if patch is None or spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_patch(module: ModuleType) -> None:
+            run(module)
+            patch(module)
+
+        spec.loader.exec_module = run_and_patch  # type: ignore[method-assign]
+        return spec
+
+
+def poll_more_often(module: ModuleType) -> None:
+    """`module` is verl.trainer.ppo.v1.replay_buffer."""
+    seconds = float(os.environ.get("AUTOTUNE_VERL_POLL_S", "0.05"))
+    build = module.ReplayBuffer.__init__
+
+    def init(buffer: Any, *arguments: Any, **named: Any) -> None:
+        build(buffer, *arguments, **named)
+        buffer.poll_interval = seconds
+
+    module.ReplayBuffer.__init__ = init
+
+
+def critic_without_flash_attention(module: ModuleType) -> None:
+    """`module` is verl.utils.model."""
+    if importlib.util.find_spec("flash_attn") is not None:
+        return
+
+    def load(local_path: str, torch_dtype: Any, model_config: Any, trust_remote_code: bool) -> Any:
+        from transformers import AutoModelForTokenClassification
+
+        return AutoModelForTokenClassification.from_pretrained(
+            local_path,
+            dtype=torch_dtype,
+            config=model_config,
+            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+        )
+
+    module.load_valuehead_model = load
+
+
+sys.meta_path.insert(
+    0,
+    AfterImport(
+        {
+            "verl.trainer.ppo.v1.replay_buffer": poll_more_often,
+            "verl.utils.model": critic_without_flash_attention,
+        }
+    ),
+)

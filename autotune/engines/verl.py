@@ -1,0 +1,305 @@
+"""verl as an engine: PPO and GRPO by `python -m verl.trainer.main_ppo`, unmodified.
+
+The parameters are verl's own configuration keys, dots and all. Steps are read from verl's file logger, which writes each one
+as it ends, so that a run that is killed keeps what it measured. verl tells of a refused configuration only after a minute of
+starting up, so `preflight` asks Hydra and verl's own validation first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from autotune import process
+from autotune.engines import _environment, _learner_model
+from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions, diagnose, finite
+from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Identity, Launch, Serves, Session, Step, Verdict
+from autotune.errors import AutotuneError
+from autotune.trial import Configuration, Value
+
+HERE = Path(__file__).parent
+CPU_FOLDER = HERE / "_verl_cpu"
+TRIAL_FOLDER = HERE / "_verl"
+PACKAGES = ("verl", "torch", "transformers", "ray", "tensordict", "vllm", "sglang", "flash-attn", "liger-kernel")
+A = "actor_rollout_ref"
+_REFUSALS = (
+    "ValueError", "AssertionError", "NotImplementedError", "InstantiationException", "ConfigCompositionException", "ConfigAttributeError",
+    "ValidationError", "MissingMandatoryValue", "ImportError", "ModuleNotFoundError", "TypeError",
+)  # fmt: skip
+_ABSENT_FROM_YAML = (
+    "ray_kwargs.ray_init.", f"{A}.model.override_config.", f"{A}.rollout.engine_kwargs.vllm.", f"{A}.rollout.engine_kwargs.sglang.",
+    f"{A}.rollout.enable_sleep_mode", f"{A}.actor.fsdp_config.mixed_precision.", "critic.model.override_config.",
+)  # fmt: skip
+"""Keys that verl reads but its own files do not list; Hydra takes them only with `++`."""
+
+_OURS: Mapping[str, Value] = {
+    "trainer.logger": ["console", "file"],
+    "trainer.resume_mode": "disable",
+    "trainer.val_before_train": False,
+    "trainer.total_epochs": 1_000_000,
+    "trainer.project_name": "autotune",
+    "trainer.experiment_name": "trial",
+}
+_ONE_MACHINE: Mapping[str, Value] = {
+    "trainer.nnodes": 1,
+    f"{A}.rollout.tensor_model_parallel_size": 1,
+    f"{A}.rollout.agent.num_workers": 1,
+    "reward.num_workers": 1,
+    "data.dataloader_num_workers": 0,
+    "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+    f"{A}.model.override_config.attn_implementation": "sdpa",
+}
+"""verl's defaults are for a node of eight GPUs with flash-attention; a study's fixed values win over these."""
+_ON_CPU: Mapping[str, Value] = {
+    "trainer.device": "cpu",
+    f"{A}.rollout.name": "hf_cpu",
+    f"{A}.rollout.dtype": "float32",
+    f"{A}.rollout.free_cache_engine": False,
+    f"{A}.actor.strategy": "fsdp2",
+    f"{A}.ref.strategy": "fsdp2",
+    "critic.strategy": "fsdp2",
+    f"{A}.model.use_remove_padding": False,
+    f"{A}.actor.use_torch_compile": False,
+    f"{A}.actor.fsdp_config.use_torch_compile": False,
+    f"{A}.actor.fsdp_config.dtype": "float32",
+    f"{A}.actor.fsdp_config.mixed_precision.param_dtype": "fp32",
+    # verl places its workers on Ray's GPUs and wants far more CPUs than its processes use.
+    "ray_kwargs.ray_init.num_gpus": 1,
+    "ray_kwargs.ray_init.num_cpus": 32,
+    "ray_kwargs.ray_init.include_dashboard": False,
+    "ray_kwargs.ray_init.object_store_memory": 200_000_000,
+}
+
+_METRICS: Mapping[str, tuple[str, ...]] = {
+    "step_s": ("timing_s/step", "perf/time_per_step"),
+    "generate_s": ("timing_s/gen",),
+    "reward_s": ("timing_s/reward",),
+    "weight_sync_s": ("timing_s/update_weights",),
+    "reward": ("critic/score/mean", "critic/rewards/mean"),
+    "kl": ("actor/kl_loss", "actor/reward_kl_penalty"),
+    "loss": ("actor/pg_loss", "actor/loss"),
+    "entropy": ("actor/entropy",),
+    "grad_norm": ("actor/grad_norm",),
+    "clip_ratio": ("actor/pg_clipfrac",),
+    "response_tokens": ("response_length/mean",),
+    "truncated_ratio": ("response_length/clip_ratio",),
+    "trainer_memory_gib": ("actor/perf/max_memory_allocated_gb", "perf/max_memory_allocated_gb"),
+}
+"""Autotune's metric → verl's, the first that is reported. critic/score is the reward before a KL penalty."""
+_SUMS: Mapping[str, tuple[str, ...]] = {
+    "log_prob_s": ("timing_s/old_log_prob", "timing_s/ref", "timing_s/values"),
+    "update_s": ("timing_s/update_actor", "timing_s/update_critic"),
+}
+_MUST_BE_FINITE = ("loss", "grad_norm", "reward", "kl", "entropy")
+
+
+class VerlOptions(TrainingOptions):
+    """The `engine:` section of a verl study. `dataset` is a parquet file of prompts; `processes` is trainer.n_gpus_per_node."""
+
+    algorithm: Literal["grpo", "ppo"] = "grpo"
+    validation: str | None = None
+    """A parquet file; verl wants one even where it never validates. None is the training file."""
+    poll_s: float = Field(default=0.05, gt=0)
+    """How often the trainer looks for finished samples; verl's own 2 s hide a short step's speed."""
+
+
+class Verl(Engine):
+    """Trains with verl."""
+
+    kind: ClassVar[str] = "verl"
+    serves: ClassVar[Serves] = "training"
+    Options: ClassVar[type[EngineOptions]] = VerlOptions
+    options: VerlOptions
+
+    def identity(self) -> Identity:
+        install = f"make engine-verl, or pip install verl==0.9.1 into {_environment.interpreter(self.options.python)}"
+        return _environment.identity(self.kind, self.options.python, PACKAGES, self.options.cpu, install)
+
+    def gpus_needed(self, configuration: Configuration) -> int:
+        return 0 if self.options.cpu else self.options.processes
+
+    def parameters(self, configuration: Configuration, cache: Path) -> dict[str, Value]:
+        """What the training is asked for, without what a trial alone needs; the exported file holds the same."""
+        options = self.options
+        asked: dict[str, Value] = {
+            "algorithm.adv_estimator": "grpo" if options.algorithm == "grpo" else "gae",
+            "trainer.n_gpus_per_node": options.processes,
+            f"{A}.rollout.n_gpus_per_node": options.processes,
+            **self.material(cache),
+            **_ONE_MACHINE,
+            **(_ON_CPU if options.cpu else {}),
+            **options.fixed,
+            **configuration.values,
+        }
+        if options.algorithm == "ppo":
+            asked.setdefault("critic.model.path", asked[f"{A}.model.path"])
+        return {name: value for name, value in asked.items() if not name.startswith("env.")}
+
+    def material(self, cache: Path) -> dict[str, Value]:
+        """Model, prompts and reward."""
+        options = self.options
+        learner = _learner_model.folder(options.model, "llama", cache)
+        data = learner / "data" / "verl" if learner is not None else None
+        train = options.dataset or (str(data / "train.parquet") if data else None)
+        validation = options.validation or (str(data / "validation.parquet") if data else train)
+        reward = options.reward or (
+            f"{_learner_model.FOLDER / 'learner_rewards.py'}:compute_score" if learner is not None else None
+        )
+        found: dict[str, Value] = {f"{A}.model.path": str(learner or options.model)}
+        found |= {"data.train_files": train, "data.val_files": validation} if train is not None else {}
+        if reward is not None:
+            path, _, function = reward.rpartition(":")
+            found |= {"reward.custom_reward_function.path": path, "reward.custom_reward_function.name": function}
+        return found
+
+    def launch(self, configuration: Configuration, context: Context) -> Launch:
+        asked = {
+            **self.parameters(configuration, context.cache),
+            **_OURS,
+            "trainer.total_training_steps": self.options.total_steps,
+            "trainer.default_local_dir": str(context.scratch / "checkpoints"),
+            "data.seed": context.seed,
+            f"{A}.actor.data_loader_seed": context.seed,
+        }
+        python = _environment.interpreter(self.options.python)
+        return Launch(
+            argv=(python, "-m", "verl.trainer.main_ppo", *map(override, asked, asked.values())),
+            env=self.environment(configuration, context),
+        )
+
+    def environment(self, configuration: Configuration, context: Context) -> dict[str, str]:
+        """Variables of the training process; the study's own win."""
+        tuned = {name.removeprefix("env."): str(value) for name, value in configuration.values.items() if name.startswith("env.")}
+        cpu = self.options.cpu
+        modules = ("autotune_verl_trial", *(("autotune_verl_cpu",) if cpu else ()))
+        folders = (TRIAL_FOLDER, *((CPU_FOLDER,) if cpu else ()), Path.cwd())
+        return {
+            "PYTHONPATH": ":".join(map(str, folders)),
+            "VERL_USE_EXTERNAL_MODULES": ",".join(modules),
+            "VERL_FILE_LOGGER_PATH": str(context.folder / FIRST_STEPS),
+            "AUTOTUNE_VERL_POLL_S": str(self.options.poll_s),
+            "OMP_NUM_THREADS": str(self.options.threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "HYDRA_FULL_ERROR": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DEDUP_LOGS": "0",
+            "RAY_TMPDIR": str(ray_folder(context)),
+            # Ray hides GPUs from a worker that asks for none; verl's CPU workers and its engines need what was leased.
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            **({"VERL_PLATFORM": "cpu", "TORCHDYNAMO_DISABLE": "1"} if cpu else {}),
+            **({"CUDA_VISIBLE_DEVICES": ",".join(map(str, context.gpus))} if context.gpus else {}),
+            **({"HF_HUB_OFFLINE": "1"} if _learner_model.size_of(self.options.model) else {}),
+            **self.options.env,
+            **tuned,
+        }
+
+    def open(self, launch: Launch, context: Context) -> Session:
+        _learner_model.make(self.options.model, "llama", context.cache, _environment.interpreter(self.options.python))
+        place = ray_folder(context)
+        place.mkdir(parents=True, exist_ok=True)
+        dialect = Dialect(
+            reader(samples_per_step(launch.argv)), reseed, self.diagnose, ready_at_first_step=True, fatal=FATAL, leftovers=(place,)
+        )
+        return LaunchedTraining(launch, context, self.options, dialect)
+
+    def preflight(self, configurations: Sequence[Configuration]) -> list[Verdict]:
+        cache = Path("cache")
+        asked = [self.parameters(configuration, cache) for configuration in configurations]
+        return [Verdict(**verdict) for verdict in self.ask({"overrides": [list(map(override, a, a.values())) for a in asked]})]
+
+    def ask(self, question: Mapping[str, Value]) -> Any:
+        """Ask Hydra and verl's own validation, in verl's environment."""
+        python = _environment.interpreter(self.options.python)
+        env = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        told = process.run([python, str(TRIAL_FOLDER / "check.py")], timeout_s=180, env=env, stdin=json.dumps(question))
+        if told.returncode != 0:
+            raise AutotuneError(f"verl in {python} could not be asked about its configuration: {told.stderr.strip()[-400:]}")
+        return json.loads(told.stdout.splitlines()[-1])
+
+    def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
+        return diagnose(log, returncode, _REFUSALS)
+
+
+FATAL = (
+    r"ray\.exceptions\.\w*(?:RayTaskError|ActorDiedError|ActorUnavailableError)|EngineDeadError|Error executing job with overrides"
+)
+"""After one of these verl's driver can hang for minutes, or for good, instead of ending."""
+
+
+def override(name: str, value: Value) -> str:
+    """One Hydra override. Strings are quoted, so that no character of a path has a meaning."""
+    prefix = "++" if name.startswith(_ABSENT_FROM_YAML) else ""
+    return f"{prefix}{name}={hydra(value)}"
+
+
+def hydra(value: Value) -> str:
+    """A value in Hydra's override grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{hydra(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(hydra, value)) + "]"
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def samples_per_step(argv: Sequence[str]) -> int:
+    """Answers trained on in one step: prompts times answers to each, verl's defaults where the launch says nothing."""
+    asked = dict(part.lstrip("+").split("=", 1) for part in argv if "=" in part)
+    return int(asked.get("data.train_batch_size", 1024)) * int(asked.get(f"{A}.rollout.n", 1))
+
+
+def reader(samples: int) -> Callable[[Mapping[str, Any]], Step | Begin | None]:
+    """Reads one line of verl's file logger."""
+
+    def read(record: Mapping[str, Any]) -> Step | None:
+        data: Mapping[str, Any] = record.get("data", {})
+        metrics: dict[str, float | None] = {
+            name: next((float(data[theirs]) for theirs in names if theirs in data), None) for name, names in _METRICS.items()
+        }
+        seconds = metrics["step_s"]
+        if seconds is None:
+            return None
+        for name, parts in _SUMS.items():
+            known = [float(data[part]) for part in parts if part in data]
+            metrics[name] = sum(known) if known else None
+        tokens = data.get("perf/total_num_tokens")
+        metrics |= {"sps": samples / seconds, "fresh_sps": samples / seconds}
+        metrics["train_tokens_per_s"] = None if tokens is None else tokens / seconds
+        kept = finite(metrics)
+        broken = tuple(name for name in _MUST_BE_FINITE if metrics.get(name) is not None and name not in kept)
+        return Step(
+            number=int(record["step"]),
+            metrics=kept,
+            samples=samples,
+            fresh_samples=samples,
+            tokens=None if tokens is None else int(tokens),
+            broken=broken,
+        )
+
+    return read
+
+
+def reseed(launch: Launch, seed: int) -> Launch:
+    """The same launch with another seed."""
+    names = ("data.seed=", f"{A}.actor.data_loader_seed=")
+    argv = tuple(f"{part.split('=', 1)[0]}={seed}" if part.startswith(names) else part for part in launch.argv)
+    return launch.model_copy(update={"argv": argv})
+
+
+def ray_folder(context: Context) -> Path:
+    """Where Ray keeps its sockets and logs: a short path, since a socket's may have 107 characters."""
+    return Path(tempfile.gettempdir()) / f"at-{hashlib.sha256(context.tag.encode()).hexdigest()[:8]}"
+
+
+engine = Verl
