@@ -29,8 +29,8 @@ TRIAL_FOLDER = HERE / "_verl"
 PACKAGES = ("verl", "torch", "transformers", "ray", "tensordict", "vllm", "sglang", "flash-attn", "liger-kernel")
 A = "actor_rollout_ref"
 _REFUSALS = (
-    "ValueError", "AssertionError", "NotImplementedError", "InstantiationException", "ConfigCompositionException", "ConfigAttributeError",
-    "ValidationError", "MissingMandatoryValue", "ImportError", "ModuleNotFoundError", "TypeError",
+    "ValueError", "AssertionError", "NotImplementedError", "InstantiationException", "ConfigCompositionException", "TypeError",
+    "ConfigAttributeError", "ValidationError", "MissingMandatoryValue", "ImportError", "ModuleNotFoundError",
 )  # fmt: skip
 _ABSENT_FROM_YAML = (
     "ray_kwargs.ray_init.", f"{A}.model.override_config.", f"{A}.rollout.engine_kwargs.vllm.", f"{A}.rollout.engine_kwargs.sglang.",
