@@ -86,7 +86,7 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
         trial=chosen.trial,
         engine=identity,
         model=engine.options.model,
-        model_path=engine.model_path(store / "cache"),
+        model_path=engine.model_path(made.cache),
         configuration=record.configuration,
         parameters={name: value for name, value in values.items() if not name.startswith("env.")},
         env={**engine.options.env, **env},

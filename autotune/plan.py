@@ -41,6 +41,11 @@ class Plan:
         """Where the study keeps everything."""
         return self.store / self.study.name
 
+    @property
+    def cache(self) -> Path:
+        """What trials share: compile caches, synthetic models."""
+        return (self.store / ".cache").resolve()
+
     def defaults(self) -> tuple[Configuration, ...]:
         """Each engine's default configuration, the study's first engine leading."""
         return tuple(Configuration(engine=kind) for kind in self.engines)

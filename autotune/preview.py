@@ -133,7 +133,7 @@ def _launch(plan: Plan, configuration: Configuration) -> tuple[str, dict[str, st
     if configuration.engine not in plan.identities:
         return "", {}
     folder = plan.folder / "trials" / "NNNN"
-    context = Context(study=plan.study.name, trial=0, tag="preview", folder=folder, scratch=folder, cache=plan.store / "cache")
+    context = Context(study=plan.study.name, trial=0, tag="preview", folder=folder, scratch=folder, cache=plan.cache)
     launch = plan.engines[configuration.engine].launch(configuration, context)
     return redact(shlex.join(launch.argv)), {name: redact(value) for name, value in launch.env.items()}
 

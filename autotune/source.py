@@ -28,11 +28,12 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed YAML file: plain data and the 1-based line of every place in it."""
+    """A parsed YAML file: plain data, the 1-based line of every place in it, and the text itself."""
 
     file: str
     data: Any
     lines: Mapping[Place, int] = field(default_factory=dict)
+    text: str = ""
 
     def line(self, place: Sequence[str | int]) -> int | None:
         """The line of a place, or of the nearest place around it that stands in the file."""
@@ -86,7 +87,7 @@ def parse(text: str, file: str = "<text>") -> Source:
         raise InvalidInput([Mistake("", f"The file nests deeper than {MAX_DEPTH} levels.", file=file)]) from error
     finally:
         loader.dispose()
-    return Source(file, data, lines)
+    return Source(file, data, lines, text)
 
 
 def _printable(text: str, file: str) -> bool:

@@ -23,7 +23,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, FiniteFloat
 
-from autotune.trial import Configuration, FailureKind, Frozen, Value
+from autotune.trial import Configuration, FailureKind, Frozen, Value, digest_of
 
 Serves = Literal["http", "training", "recorded"]
 """What a session offers a workload: an HTTP endpoint, a training run's metrics, or recorded measurements."""
@@ -130,6 +130,8 @@ class Session(ABC):
     """Base URL for a serving engine."""
     model: str = ""
     """The model name the endpoint answers to, or the model's path."""
+    model_folder: Path | None = None
+    """The model's files where they are local; a workload reads the vocabulary and the tokenizer there."""
 
     @abstractmethod
     def wait_ready(self) -> Mapping[str, Value]:
@@ -146,6 +148,10 @@ class Session(ABC):
     @abstractmethod
     def stop(self) -> Mapping[str, Value]:
         """End every process of the trial and prove it. Idempotent. Returns facts: `seconds`, `returncode`, `killed`."""
+
+    def reset_caches(self) -> bool:
+        """Drop prefix caches between load levels. Returns whether the engine did; False when it has no such thing."""
+        return False
 
     def resources(self) -> Mapping[str, float]:
         """Metrics of the whole life so far: `peak_gpu_memory_gib` or `peak_memory_gib`, `energy_joule`, ... when measured."""
@@ -228,6 +234,10 @@ class Engine(ABC):
     def model_path(self, cache: Path) -> str:
         """What the engine is given as its model: a local folder (made when synthetic) or a hub name."""
         return self.options.model
+
+    def model_digest(self, cache: Path) -> str:
+        """Identifies what is loaded, not just its name; part of the trial cache's key."""
+        return digest_of({"model": self.options.model})
 
     def gpus_needed(self, configuration: Configuration) -> int:
         """GPUs a trial of this configuration must be leased."""

@@ -1,0 +1,192 @@
+"""What a study runs next: interrupted trials, retries, the default again, and what the search proposes, within the budget."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from autotune import cache, gpu
+from autotune.feasibility.cut import Cut
+from autotune.ledger import Ledger
+from autotune.plan import Plan
+from autotune.score import Score, score
+from autotune.search.driver import Driver, Proposal
+from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, TrialFailed, TrialJob, TrialRecord
+
+MAX_ATTEMPTS = 3
+"""A trial in flight at this many deaths of its driver is taken for their cause."""
+RETRIES = 1
+"""How often a machine's fault is tried again."""
+
+
+class Agenda:
+    """Keeps ledger and search in step. Made from what the ledger holds, so that an interrupted study goes on."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, driver: Driver, say: Callable[[str], None]) -> None:
+        self.plan, self.ledger, self.driver, self.say = plan, ledger, driver, say
+        self.waiting: deque[TrialJob] = deque()
+        self.stopped: str | None = None
+        """Why the search is over, once it is."""
+        self._restore()
+
+    def next(self) -> TrialJob | TrialRecord | None:
+        """The next job, begun in the ledger; or the record of an equal trial that need not run; None when the search is over."""
+        job = self.waiting.popleft() if self.waiting else self._proposed()
+        if job is None:
+            return None
+        self.ledger.begin(job)
+        return self._known(job) or job
+
+    def finished(self, record: TrialRecord) -> Score | None:
+        """Keep a record, teach the search, and queue a retry where one is due. Returns the score of a measured trial."""
+        self.ledger.record(record, self.key(record.configuration))
+        found = self._tell(record)
+        if _to_retry(record):
+            self._again(_job(record, self.seed))
+        return found
+
+    def score(self, record: TrialRecord) -> Score | None:
+        """A measured trial's score; None for one that failed or lacks a number the study needs."""
+        if record.measurement is None:
+            return None
+        try:
+            return score(record.measurement, self.plan.study.objectives, self.plan.study.constraints)
+        except TrialFailed:
+            return None
+
+    @property
+    def seed(self) -> int:
+        """Every trial of the search meets the same arrivals and lengths, so that configurations differ and traffic does not."""
+        return self.plan.study.search.seed
+
+    def key(self, configuration: Configuration) -> str | None:
+        """The trial cache's address; None when the engine is not known here."""
+        identity = self.plan.identities.get(configuration.engine)
+        if identity is None:
+            return None
+        engine = self.plan.engines[configuration.engine]
+        return cache.trial_key(
+            model=engine.model_digest(self.plan.cache),
+            engine=identity.model_dump(mode="json"),
+            hardware=hardware(),
+            workload=self.plan.workload.options.model_dump(mode="json"),
+            configuration=configuration,
+            fixed=engine.options.fixed,
+            env=engine.options.env,
+        )
+
+    def spent_minutes(self) -> float:
+        """GPU-minutes of everything run so far; minutes of running trials where there is no GPU."""
+        return gpu_minutes(self.ledger.records.values())
+
+    def _restore(self) -> None:
+        for note in self.ledger.notes:
+            if note.kind == "cut":
+                self.driver.cut(Cut.model_validate(note.payload))
+        for number in sorted(self.ledger.records):
+            record = self.ledger.records[number]
+            self._tell(record)
+            if _to_retry(record) and all(job.number != number for job in self.ledger.in_flight):
+                self._again(_job(record, self.seed))
+        for job in self.ledger.in_flight:
+            self.driver.begin(job.number, job.configuration, job.point)
+            self._again(job)
+
+    def _tell(self, record: TrialRecord) -> Score | None:
+        found = self.score(record)
+        self.driver.tell(record, found)
+        for sentence in self.driver.notes:
+            self.say(sentence)
+        self.driver.notes.clear()
+        return found
+
+    def _again(self, job: TrialJob) -> None:
+        if job.attempt < MAX_ATTEMPTS:
+            self.waiting.append(job.model_copy(update={"attempt": job.attempt + 1}))
+            return
+        evidence = f"The trial was interrupted {job.attempt} times before it ended."
+        failed = Failed(kind=FailureKind.MACHINE_FAULT, phase=Phase.START, evidence=(evidence,))
+        self.ledger.record(TrialRecord(**job.model_dump(exclude={"seed"}), outcome=failed))
+
+    def _proposed(self) -> TrialJob | None:
+        self.stopped = self._over()
+        if self.stopped is not None:
+            return None
+        if self._baseline_due():
+            number = self.driver.next_number
+            configuration = self.plan.defaults()[0]
+            self.driver.begin(number, configuration, {})
+            return TrialJob(number=number, configuration=configuration, origin=Origin.BASELINE, seed=self.seed)
+        return self._asked(self.driver.ask())
+
+    def _asked(self, proposal: Proposal | None) -> TrialJob | None:
+        if proposal is None or proposal.duplicate_of is not None:
+            self.stopped = "Every configuration of the search space that may be run was run."
+            return None
+        for cut in proposal.cuts:
+            self.ledger.note("cut", cut.model_dump(mode="json"))
+        fields = proposal.model_dump(include={"number", "configuration", "origin", "point"})
+        return TrialJob(**fields, seed=self.seed)
+
+    def _over(self) -> str | None:
+        budget = self.plan.study.budget
+        done = self._searched()
+        if done >= budget.trials:
+            return f"The budget of {budget.trials} trials is spent."
+        if budget.gpu_minutes is not None and self.spent_minutes() >= budget.gpu_minutes:
+            return f"The budget of {budget.gpu_minutes:g} GPU-minutes is spent."
+        return None
+
+    def _searched(self) -> int:
+        """Trials of the search so far, running ones included."""
+        extra = (Origin.FINALIST, Origin.BASELINE)
+        numbers = {record.number for record in self.ledger.records.values() if record.origin not in extra}
+        return len(numbers | {job.number for job in self.ledger.in_flight if job.origin not in extra})
+
+    def _baseline_due(self) -> bool:
+        every = self.plan.study.search.baseline_every
+        measured = sum(record.origin is Origin.BASELINE for record in self.ledger.records.values())
+        running = sum(job.origin is Origin.BASELINE for job in self.ledger.in_flight)
+        return bool(every) and self._searched() // every > measured + running
+
+    def _known(self, job: TrialJob) -> TrialRecord | None:
+        """The record of an equal trial of an earlier study, when the study allows its reuse."""
+        key = (
+            self.key(job.configuration) if self.plan.study.reuse and job.origin not in (Origin.BASELINE, Origin.FINALIST) else None
+        )
+        found = cache.find(self.plan.store, key, skip=self.plan.study.name) if key else None
+        if found is None:
+            return None
+        return found.model_copy(update=job.model_dump(include={"number", "origin", "point", "attempt"}) | {"folder": None})
+
+
+def gpu_minutes(records: Iterable[TrialRecord]) -> float:
+    """Minutes of every phase times GPUs held, one where there is none; reused trials cost nothing."""
+    return sum(
+        sum(seconds for phase, seconds in record.seconds.items() if "." not in phase) * max(1, len(record.gpus)) / 60
+        for record in records
+        if record.reused_from is None
+    )
+
+
+def hardware() -> dict[str, str]:
+    """What a measurement depends on beside software: the GPUs, or the CPU where there are none."""
+    found = gpu.devices()
+    if found:
+        return {f"gpu{device.index}": device.name for device in found}
+    return {"cpu": platform.processor() or platform.machine(), "cores": str(os.cpu_count())}
+
+
+def _to_retry(record: TrialRecord) -> bool:
+    """Whether a failure was the machine's or the user's, and another attempt is due."""
+    if not isinstance(record.outcome, Failed):
+        return False
+    if record.outcome.kind is FailureKind.INTERRUPTED:
+        return record.attempt < MAX_ATTEMPTS
+    return record.outcome.kind is FailureKind.MACHINE_FAULT and record.attempt <= RETRIES
+
+
+def _job(record: TrialRecord, seed: int) -> TrialJob:
+    return TrialJob(**record.model_dump(include={"number", "configuration", "origin", "point", "attempt"}), seed=seed)
