@@ -1,0 +1,251 @@
+"""Asks a sampler what to try next and tells it what came of it.
+
+The order of trials: each engine's default, earlier fronts and the user's configurations, random ones up to
+`startup_trials`, then the sampler's. A proposal depends on the finished and running trials, the seed and the trial's
+number only, so replaying a ledger through `tell`, `cut` and `begin` restores the search exactly, in whatever order its
+trials finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from autotune.feasibility.cut import Cut
+from autotune.score import Direction, Score
+from autotune.search import grid, samplers
+from autotune.search.history import History, Told
+from autotune.space import Point, Space
+from autotune.study import Search
+from autotune.trial import Configuration, Failed, Frozen, Origin, Scalar, TrialRecord, Value
+
+REASKS = 8
+"""Proposals taken from the sampler before random ones are tried, when each is a duplicate or is cut."""
+RANDOM_REASKS = 200
+AUDIT_SHARE = 0.05
+"""Share of cuts by the memory bound that are run to check the bound."""
+PRIOR_POOL = 8
+"""Random candidates among which the prior picks one."""
+
+Feasible = Callable[[Configuration], Cut | None]
+Prior = Callable[[Configuration], float | None]
+"""How promising a configuration is before anything was measured, higher is better; None when it cannot say."""
+
+
+class First(Frozen):
+    """A configuration to try before the search proper."""
+
+    configuration: Configuration
+    origin: Origin = Origin.USER
+
+
+class Proposal(Frozen):
+    """What to run next. With `duplicate_of`, an equal configuration was already run under that number: every further
+    proposal would repeat something, so take that record as the answer, or run it as a wanted repeat. `cuts` are the
+    proposals dropped on the way, to be kept in the ledger; `audit` says which bound this trial checks."""
+
+    number: int
+    configuration: Configuration
+    origin: Origin
+    point: Mapping[str, Scalar] = {}
+    duplicate_of: int | None = None
+    cuts: tuple[Cut, ...] = ()
+    audit: Cut | None = None
+
+
+class Driver:
+    """The search of one study. Not thread-safe: one driver process asks and tells."""
+
+    def __init__(
+        self,
+        space: Space,
+        directions: Sequence[Direction],
+        constraints: Sequence[str],
+        search: Search,
+        first: Sequence[First] = (),
+        resolved: Mapping[str, Mapping[str, Value]] | None = None,
+        feasible: Feasible | None = None,
+        prior: Prior | None = None,
+    ) -> None:
+        """`resolved` holds each engine's own values for its default, by which configurations are placed in the space.
+
+        Raises InvalidInput or MissingPrerequisite for a sampler that cannot be built.
+        """
+        samplers.check(search.sampler, search.options)
+        self.space = space
+        self.directions = tuple(directions)
+        self.search = search
+        self.notes: list[str] = []
+        """Sentences for the user about what the sampler cannot be told."""
+        self._resolved = resolved or {}
+        self._feasible = feasible or (lambda configuration: None)
+        self._prior = prior
+        self._history = History(space, directions, constraints)
+        self._numbers: dict[str, int] = {}
+        self._told: set[int] = set()
+        self._cut: set[str] = set()
+        self._next = 0
+        self._first = self._queue(first)
+        self._grid: Iterator[Point] = grid.points(space)
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next trial."""
+        return self._next
+
+    def ask(self) -> Proposal | None:
+        """What to run next; None when nothing is left that may be run."""
+        if self._next < len(self._first):
+            chosen = self._first[self._next]
+            point = self._point_of(chosen.configuration, {})
+            proposal = Proposal(number=self._next, configuration=chosen.configuration, origin=chosen.origin, point=point or {})
+        else:
+            found = self._searched()
+            if found is None:
+                return None
+            proposal = found
+        self.begin(proposal.number, proposal.configuration, proposal.point)
+        return proposal
+
+    def begin(self, number: int, configuration: Configuration, point: Mapping[str, Scalar]) -> None:
+        """Count a trial as running, so that nothing near it is proposed. `ask` does so itself; a resume has to."""
+        self._next = max(self._next, number + 1)
+        self._numbers.setdefault(configuration.digest, number)
+        entry = self._entry(number, point)
+        if entry is not None:
+            self._history.running[number] = entry
+
+    def cut(self, cut: Cut) -> None:
+        """Count a proposal as cut. `ask` does so itself; a resume replays those the ledger kept."""
+        entry = self._entry(cut.number, cut.point, attempt=cut.attempt + 1)
+        if entry is not None and cut.configuration.digest not in self._cut:
+            self._history.tell(entry)
+        self._cut.add(cut.configuration.digest)
+
+    def tell(self, record: TrialRecord, score: Score | None) -> None:
+        """Learn from a finished trial; `score` None is a failure. Finalists and re-measured defaults are not told."""
+        self._history.running.pop(record.number, None)
+        self._next = max(self._next, record.number + 1)
+        if record.origin in (Origin.FINALIST, Origin.BASELINE) or record.number in self._told:
+            return
+        if isinstance(record.outcome, Failed) and not record.outcome.kind.deterministic:
+            self._numbers.pop(record.configuration.digest, None)
+            return
+        known = self._numbers.setdefault(record.configuration.digest, record.number)
+        if known != record.number and record.reused_from is not None:
+            return
+        self._tell(record, score)
+
+    def _tell(self, record: TrialRecord, score: Score | None) -> None:
+        point = record.point or self._point_of(record.configuration, record.effective)
+        entry = self._entry(record.number, point, score)
+        if entry is None:
+            what = "default configuration" if record.origin is Origin.DEFAULT else f"configuration of trial {record.number}"
+            self.notes.append(
+                f"The {record.configuration.engine} {what} lies outside the search space, so the sampler does not learn from it."
+            )
+            return
+        self._told.add(record.number)
+        self._history.tell(entry)
+
+    def _entry(self, number: int, point: Mapping[str, Scalar] | None, score: Score | None = None, attempt: int = 0) -> Told | None:
+        """None for a point that this space does not have, as after its ranges were changed between two runs."""
+        try:
+            return self._history.entry(number, point, score, attempt) if point else None
+        except (KeyError, ValueError, TypeError):
+            return None
+
+    def _queue(self, first: Sequence[First]) -> tuple[First, ...]:
+        defaults = [First(configuration=Configuration(engine=kind), origin=Origin.DEFAULT) for kind in self.space.engines]
+        unique = {entry.configuration.digest: entry for entry in reversed([*defaults, *first])}
+        return tuple(reversed(unique.values()))
+
+    def _point_of(self, configuration: Configuration, effective: Mapping[str, Value]) -> Point | None:
+        resolved = {**self._resolved.get(configuration.engine, {}), **effective}
+        return self.space.encode(configuration, resolved)
+
+    def _searched(self) -> Proposal | None:
+        number, cuts = self._next, list[Cut]()
+        duplicate: tuple[Point, Configuration] | None = None
+        for attempt, point in self._candidates(number):
+            configuration = self.space.decode(point)
+            found = self._feasible(configuration)
+            if found is not None:
+                found = found.model_copy(update={"number": number, "attempt": attempt, "point": point})
+                if found.certainty == "likely" and self._random(number, attempt, "audit").random() < AUDIT_SHARE:
+                    return self._proposal(number, point, configuration, Origin.AUDIT, cuts, audit=found)
+                if configuration.digest not in self._cut:
+                    cuts.append(found)
+                self.cut(found)
+            elif configuration.digest in self._numbers:
+                duplicate = duplicate or (point, configuration)
+            else:
+                return self._proposal(number, point, configuration, Origin.SEARCH, cuts)
+        if duplicate is None:
+            return None
+        known = self._numbers[duplicate[1].digest]
+        return self._proposal(number, *duplicate, Origin.SEARCH, cuts, duplicate_of=known)
+
+    def _proposal(
+        self,
+        number: int,
+        point: Point,
+        configuration: Configuration,
+        origin: Origin,
+        cuts: Sequence[Cut],
+        duplicate_of: int | None = None,
+        audit: Cut | None = None,
+    ) -> Proposal:
+        return Proposal(
+            number=number,
+            configuration=configuration,
+            origin=origin,
+            point=point,
+            cuts=tuple(cuts),
+            duplicate_of=duplicate_of,
+            audit=audit,
+        )
+
+    def _candidates(self, number: int) -> Iterator[tuple[int, Point]]:
+        """Points to consider in turn, each with its attempt's number; a later one sees the cuts of the earlier."""
+        if self.search.sampler == "grid":
+            yield from enumerate(self._grid)
+            return
+        if number < self.search.startup_trials or not self._history.measured:
+            if self._prior is not None and number % 2:
+                yield 0, self._promising(number)
+            start = 1
+        else:
+            for attempt in range(REASKS):
+                yield attempt, self._sampled(number, attempt)
+            start = REASKS
+        for attempt in range(start, start + RANDOM_REASKS):
+            yield attempt, self._drawn(number, attempt)
+
+    def _sampled(self, number: int, attempt: int) -> Point:
+        seed = self._seed(number, attempt, "sampler")
+        sampler = samplers.build(self.search.sampler, seed, self.search.options, self._history.conditional)
+        history = self._history.trials(impute=not samplers.reads_pruned(sampler))
+        return samplers.propose(sampler, history, self.directions, self.space)
+
+    def _drawn(self, number: int, attempt: int) -> Point:
+        sampler = samplers.build("random", self._seed(number, attempt, "random"), {}, conditional=False)
+        return samplers.propose(sampler, [], self.directions, self.space)
+
+    def _promising(self, number: int) -> Point:
+        """The one of a few random points that the prior likes best; half of the random start stays without it."""
+        assert self._prior is not None
+        pool = [self._drawn(number, -1 - index) for index in range(PRIOR_POOL)]
+        allowed = [point for point in pool if self._feasible(self.space.decode(point)) is None] or pool
+        liked = [self._prior(self.space.decode(point)) for point in allowed]
+        scores = [-np.inf if score is None else score for score in liked]
+        return allowed[int(np.argmax(scores))]
+
+    def _seed(self, *parts: Scalar) -> int:
+        text = ":".join(map(str, (self.search.seed, *parts)))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % (2**31)
+
+    def _random(self, *parts: Scalar) -> np.random.Generator:
+        return np.random.default_rng(self._seed(*parts))

@@ -1,0 +1,125 @@
+"""What the sampler is told of each trial, and how much of it the sampler sees.
+
+A measured trial is told with its values and violations. A trial that failed for its configuration's own reason is told
+without values, with every constraint violated by the most seen so far, 0.3 at least; samplers that cannot read that are
+given the worst values seen instead, here and nowhere else. A machine's fault is not told: it says nothing about the
+configuration.
+
+A sampler's cost grows with what it sees, so it sees at most the front, the latest measured trials and the latest
+violations, each up to a limit. Below those limits it sees everything.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from autotune.pareto import front
+from autotune.score import Direction, Score
+from autotune.search.samplers import to_optuna
+from autotune.space import Space
+from autotune.trial import Scalar
+
+FEASIBLE = "feasible"
+"""The constraint every trial has: -1 for one that was measured, +1 for one that failed or was cut."""
+WORST_AT_LEAST = 0.3
+FRONT_LIMIT = 64
+MEASURED_LIMIT = 192
+VIOLATED_LIMIT = 96
+
+
+@dataclass(frozen=True, order=True)
+class Told:
+    """One thing the sampler was told. `score` None is a failure or a cut. Order: trial number, then cuts in it."""
+
+    number: int
+    attempt: int
+    point: Mapping[str, Scalar] = field(compare=False)
+    distributions: Mapping[str, BaseDistribution] = field(compare=False)
+    score: Score | None = field(compare=False, default=None)
+
+
+class History:
+    """Everything told so far, in the order of trial numbers whatever order it came in."""
+
+    def __init__(self, space: Space, directions: Sequence[Direction], constraints: Sequence[str]) -> None:
+        self.space = space
+        self.directions = tuple(directions)
+        self.constraints = tuple(constraints)
+        self.running: dict[int, Told] = {}
+        self._measured: list[Told] = []
+        self._violated: list[Told] = []
+        self._front: list[Told] = []
+        self._worst = [WORST_AT_LEAST] * len(self.constraints)
+        self._worst_values: tuple[float, ...] | None = None
+        self._shapes: set[frozenset[str]] = set()
+
+    @property
+    def measured(self) -> int:
+        """How many trials were told with values."""
+        return len(self._measured)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether points with different parameters were seen."""
+        return len(self._shapes) > 1
+
+    def entry(self, number: int, point: Mapping[str, Scalar], score: Score | None = None, attempt: int = 0) -> Told:
+        """Raises KeyError when the point is not one of the space."""
+        distributions = {name: to_optuna(found) for name, found in self.space.distributions(point).items()}
+        if any(not found._contains(found.to_internal_repr(point[name])) for name, found in distributions.items()):
+            raise KeyError("The point lies outside the space.")
+        return Told(number, attempt, dict(point), distributions, score)
+
+    def tell(self, told: Told) -> None:
+        """Add what a trial or a cut says."""
+        self._shapes.add(frozenset(told.point))
+        bisect.insort(self._violated if told.score is None else self._measured, told)
+        if told.score is None:
+            return
+        self._worst = [max(known, seen) for known, seen in zip(self._worst, told.score.violations, strict=True)]
+        self._note_worst_values(told.score.values)
+        if told.score.feasible:
+            self._keep_front(told)
+
+    def trials(self, impute: bool) -> list[FrozenTrial]:
+        """What the sampler sees now, oldest first. `impute` for samplers that learn from values only."""
+        seen = {(told.number, told.attempt): told for told in self._front[-FRONT_LIMIT:]}
+        seen |= {(told.number, told.attempt): told for told in self._measured[-MEASURED_LIMIT:]}
+        seen |= {(told.number, told.attempt): told for told in self._violated[-VIOLATED_LIMIT:]}
+        frozen = [self._frozen(told, impute) for told in sorted(seen.values())]
+        running = [self._running(self.running[number]) for number in sorted(self.running)]
+        return [trial for trial in frozen if trial is not None] + running
+
+    def _note_worst_values(self, values: tuple[float, ...]) -> None:
+        known = self._worst_values or values
+        pick = {"maximize": min, "minimize": max}
+        self._worst_values = tuple(
+            pick[direction](one, other) for direction, one, other in zip(self.directions, known, values, strict=True)
+        )
+
+    def _keep_front(self, told: Told) -> None:
+        candidates = sorted([*self._front, told])
+        kept = front([entry.score.values for entry in candidates if entry.score], self.directions)
+        self._front = [candidates[index] for index in kept]
+
+    def _frozen(self, told: Told, impute: bool) -> FrozenTrial | None:
+        violations = self._worst if told.score is None else told.score.violations
+        named = {FEASIBLE: 1.0 if told.score is None else -1.0, **dict(zip(self.constraints, violations, strict=True))}
+        values = told.score.values if told.score else self._worst_values if impute else None
+        if values is None and impute:
+            return None
+        return create_trial(
+            state=TrialState.PRUNED if values is None else TrialState.COMPLETE,
+            values=values,
+            params=dict(told.point),
+            distributions=dict(told.distributions),
+            constraints=named,
+        )
+
+    def _running(self, told: Told) -> FrozenTrial:
+        return create_trial(state=TrialState.RUNNING, params=dict(told.point), distributions=dict(told.distributions))
