@@ -1,0 +1,112 @@
+"""The search for the highest request rate that meets an SLO, within one launch.
+
+The rate doubles until a constraint breaks or throughput gains stop, then the boundary is bisected in log space. Probes are
+noisy: whether a rate is good is read from the worst constraint's excess (value / limit - 1), smoothed to be non-decreasing
+in the rate, so that one lucky or unlucky probe does not move the boundary by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from autotune import metrics
+from autotune.stats import isotonic
+from autotune.trial import Row
+
+LEAST_GAIN = 0.05
+"""Throughput that grows by less than this share while the rate doubles has stopped growing."""
+BROKEN = 1.0
+"""The excess of a probe that could not be measured, such as one whose requests did not finish: twice the limit."""
+_BOUND = re.compile(r"^\s*([\w.]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One constraint of an SLO."""
+
+    metric: str
+    operator: str
+    limit: float
+
+    def excess(self, values: Mapping[str, float]) -> float:
+        """value / limit - 1, signed so that positive is broken; BROKEN when the metric was not measured."""
+        if self.metric not in values:
+            return BROKEN
+        share = values[self.metric] / self.limit - 1
+        return share if self.operator == "<=" else -share
+
+
+def parse_bound(text: str) -> Bound:
+    """A constraint from its text. Raises ValueError whose message says what is wrong."""
+    match = _BOUND.match(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not of the form 'metric <= number', e.g. 'ttft_ms.p99 <= 500'")
+    name, operator, number = match.groups()
+    try:
+        metric = metrics.lookup(name)
+        limit = float(number)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
+    except ValueError:
+        raise ValueError(f"{number!r} in {text!r} is not a number") from None
+    if metric.scope != "row" or not math.isfinite(limit) or limit <= 0:
+        raise ValueError(f"{text!r} needs a metric of a load level and a limit above zero")
+    return Bound(name, operator, limit)
+
+
+@dataclass(slots=True)
+class Climb:
+    """Ask `next_rate`, measure it, tell `observe`; None says that the boundary is found or the steps are used up."""
+
+    bounds: Sequence[Bound]
+    start: float
+    max_steps: int
+    precision: float
+    probes: list[tuple[float, float, float]] = field(default_factory=list)
+    """Rate, excess, and finished requests per second of each probe, in order."""
+
+    def observe(self, rate: float, row: Row) -> None:
+        """Take in a probe. An invalid row means that the rate was not sustained."""
+        excess = BROKEN if row.invalid else max(bound.excess(row.metrics) for bound in self.bounds)
+        self.probes.append((rate, excess, row.metrics.get("requests_per_s", 0.0)))
+
+    def next_rate(self) -> float | None:
+        """The next rate to probe."""
+        if not self.probes:
+            return self.start
+        if len(self.probes) >= self.max_steps:
+            return None
+        good, broken = self._bracket()
+        if broken is None:
+            return None if self._stopped_growing() else 2 * max(rate for rate, _, _ in self.probes)
+        if good is None:
+            return min(rate for rate, _, _ in self.probes) / 2
+        return None if broken <= good * (1 + self.precision) else math.sqrt(good * broken)
+
+    @property
+    def best(self) -> float | None:
+        """The highest probed rate that met the SLO, by itself and by the smoothed excess; None when no probe did."""
+        good, _ = self._bracket()
+        return good
+
+    @property
+    def found_limit(self) -> bool:
+        """Whether a rate was found that breaks the SLO; without one, `best` is only a lower bound."""
+        return self._bracket()[1] is not None
+
+    def _bracket(self) -> tuple[float | None, float | None]:
+        """The highest good rate, and the lowest broken one above it."""
+        ordered = sorted(self.probes)
+        smooth = isotonic([excess for _, excess, _ in ordered])
+        met = [rate for (rate, excess, _), level in zip(ordered, smooth, strict=True) if level <= 0 and excess <= 0]
+        good = max(met, default=None)
+        above = [rate for rate, _, _ in ordered if good is None or rate > good]
+        return good, min(above, default=None)
+
+    def _stopped_growing(self) -> bool:
+        """Whether the last doubling brought next to no throughput."""
+        ordered = sorted(self.probes)
+        return len(ordered) > 1 and ordered[-1][2] < ordered[-2][2] * (1 + LEAST_GAIN)

@@ -1,0 +1,145 @@
+"""Runs one load level: start, warm-up, window, drain, end. The driver's side; the clients send and stamp on their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from autotune.engines.base import Session
+from autotune.trial import FailureKind, Phase, TrialFailed
+from autotune.workloads._load.crew import Crew, Message
+from autotune.workloads._load.options import Window
+from autotune.workloads._load.server_metrics import Watch
+from autotune.workloads._load.summary import ClientHealth, Span
+from autotune.workloads._load.warm_up import WarmUp
+
+CHECK_S = 1.0
+"""Between looks at the engine: is it alive, what do its counters say."""
+LEAD_S = 0.05
+"""From the order to the level's first request, so that every client begins at the same moment."""
+GRACE_S = 2.0
+"""Past the deadline of the window's last request, before the drain is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class LevelLog:
+    """Everything a level left: request records, its window, the clients' health, samples of the server's counters."""
+
+    records: Sequence[Mapping[str, Any]]
+    span: Span
+    client: ClientHealth
+    start: float
+    watch: Watch
+    warm: bool
+    """Whether the time to first token was flat when the window began."""
+    energy_joule: float | None
+
+
+class Conductor:
+    """One level under way. `tell` is called with the share of the level that is done."""
+
+    def __init__(self, crew: Crew, session: Session, window: Window, watch: Watch, tell: Callable[[float], None]) -> None:
+        self._crew, self._session, self._window, self._watch, self._tell = crew, session, window, watch, tell
+        self._next_check = 0.0
+        self._watching = True
+        self._heard = 0.0
+        self._finished = self._failed = 0
+        self._counts: dict[int, tuple[int, int]] = {}
+        self._open: dict[int, tuple[float, int]] = {}
+
+    def run(self, plans: Sequence[Mapping[str, Any]], users: int) -> LevelLog:
+        """Run the level. Raises TrialFailed when the engine dies or answers nothing."""
+        self._crew.order([{"do": "level", **plan} for plan in plans])
+        self._crew.collect("prepared")
+        start = self._heard = perf_counter() + LEAD_S
+        self._crew.order({"do": "go", "start": start})
+        warm = self._warm_up(start, WarmUp(users))
+        low = perf_counter()
+        high = low + self._window.measure_s
+        self._crew.order({"do": "window", "from": low, "to": high})
+        energy = self._energy()
+        self._look()
+        self._turn_until(high, start)
+        used = self._energy()
+        self._look()
+        self._watching = False
+        self._drain(high, start)
+        self._crew.order({"do": "end"})
+        ends = self._crew.collect("requests")
+        return LevelLog(
+            records=[record for end in ends for record in end["requests"]],
+            span=Span(low - start, high - start),
+            client=_health(ends),
+            start=start,
+            watch=self._watch,
+            warm=warm,
+            energy_joule=used - energy if used is not None and energy is not None else None,
+        )
+
+    def _warm_up(self, start: float, warm_up: WarmUp) -> bool:
+        until = start + self._window.warm_up_s
+        while perf_counter() < until:
+            for _, message in self._turn(start):
+                warm_up.add(message["ttft"])
+            if warm_up.flat:
+                return True
+        return warm_up.flat
+
+    def _turn_until(self, moment: float, start: float) -> None:
+        while (left := moment - perf_counter()) > 0:
+            self._turn(start, min(left, 0.2))
+
+    def _drain(self, high: float, start: float) -> None:
+        """Keep the load up until all that arrived before the window's end has finished or met its deadline."""
+        until = high + self._window.deadline_s + GRACE_S
+        while perf_counter() < until:
+            self._turn(start)
+            told = [left for at, left in self._open.values() if at >= high]
+            if len(told) == self._crew.clients and not any(told):
+                return
+
+    def _turn(self, start: float, seconds: float = 0.2) -> list[Message]:
+        """Hear the clients, look at the engine when it is time, say how far things are."""
+        messages = [(worker, message) for worker, message in self._crew.poll(seconds) if "open" in message]
+        for worker, message in messages:
+            self._open[worker] = (message["at"], message["open"])
+            self._counts[worker] = (message["finished"], message["failed"])
+        finished = sum(count for count, _ in self._counts.values())
+        now = perf_counter()
+        if finished > self._finished:
+            self._finished, self._heard = finished, now
+        if now >= self._next_check:
+            self._session.check_alive()
+            if self._watching:
+                self._look()
+            self._next_check = perf_counter() + CHECK_S
+            self._tell(min((now - start) / (self._window.warm_up_s + self._window.measure_s), 1.0))
+        if now - self._heard > self._window.deadline_s + GRACE_S:
+            self._give_up()
+        return messages
+
+    def _give_up(self) -> None:
+        self._session.check_alive()
+        failed = sum(count for _, count in self._counts.values())
+        silence = f"No request finished within {self._window.deadline_s:g} s; {failed} failed or were cut meanwhile."
+        self._crew.order({"do": "end"})
+        errors = dict.fromkeys(
+            record["error"] for end in self._crew.collect("requests") for record in end["requests"] if "error" in record
+        )
+        raise TrialFailed(FailureKind.UNHEALTHY, Phase.MEASURE, silence, *list(errors)[:3])
+
+    def _look(self) -> None:
+        self._watch.take()
+
+    def _energy(self) -> float | None:
+        return self._session.resources().get("energy_joule")
+
+
+def _health(ends: Sequence[Mapping[str, Any]]) -> ClientHealth:
+    return ClientHealth(
+        beats_ms=[beat * 1000 for end in ends for beat in end["beats"]],
+        cpu_share=max(end["cpu_s"] / end["wall_s"] if end["wall_s"] > 0 else 0.0 for end in ends),
+        issued=sum(end["issued"] for end in ends),
+    )

@@ -1,0 +1,161 @@
+"""One run of the HTTP workload on one session: its levels in order, and the climb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, sleep
+
+from autotune.engines.base import Context, Session
+from autotune.trial import FailureKind, Measurement, Phase, Row, TrialFailed, Value
+from autotune.workloads._load import server_metrics
+from autotune.workloads._load.climb import Bound, Climb, parse_bound
+from autotune.workloads._load.conduct import Conductor, LevelLog
+from autotune.workloads._load.crew import Crew
+from autotune.workloads._load.options import HttpOptions, Load, SloClimb
+from autotune.workloads._load.plans import client_count, level_plans, pieces
+from autotune.workloads._load.requests import Request, from_json, write_log
+from autotune.workloads._load.summary import Rules, Span, Summary, summarise, tokens_between
+from autotune.workloads.base import Progress
+
+SETTLE_S = 5.0
+"""Longest wait between levels for the engine to drop what was cut."""
+
+StopEarly = Callable[[tuple[Row, ...]], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished level."""
+
+    row: Row
+    facts: Mapping[str, Value]
+
+
+class Run:
+    """`measure` is called once."""
+
+    def __init__(self, options: HttpOptions, session: Session, context: Context, progress: Progress, stop_early: StopEarly) -> None:
+        self._options, self._session, self._context = options, session, context
+        self._progress, self._stop_early = progress, stop_early
+        self._vocabulary = pieces(options, session.model_folder or Path(session.model))
+        self._steps = sum(load.slo_climb.max_steps if load.slo_climb else 1 for load in options.load)
+        self._bounds: dict[str, float] = dict(options.goodput.items())
+        self._done: list[Done] = []
+        self._totals: dict[str, float] = {}
+        self._facts: dict[str, Value] = {"clients": client_count(options)}
+
+    def measure(self) -> Measurement:
+        """Every level in turn. Raises TrialFailed, with what was measured until then, when no level is valid."""
+        try:
+            with Crew(client_count(self._options), self._context.tag) as crew:
+                for load in self._options.load:
+                    if "stopped_early" in self._facts:
+                        break
+                    if load.slo_climb is not None:
+                        self._climb(crew, load, load.slo_climb)
+                    else:
+                        self._level(crew, load, self._bounds)
+        except TrialFailed as failure:
+            raise self._with_partial(failure) from failure
+        if all(done.row.invalid for done in self._done):
+            raise self._nothing_valid()
+        return self._table()
+
+    def _level(self, crew: Crew, load: Load, bounds: Mapping[str, float]) -> Row:
+        """Run one level, keep its log, add its row."""
+        number = len(self._done)
+        label = " ".join(f"{name} {value:g}" for name, value in load.level.items() if isinstance(value, int | float))
+
+        def tell(share: float) -> None:
+            self._progress(label, min((number + share) / self._steps, 1.0))
+
+        tell(0.0)
+        self._settle(number)
+        plans = level_plans(self._options, load, self._session, self._vocabulary, self._seed(number))
+        watch = server_metrics.Watch(plans[0]["host"], plans[0]["port"])
+        conductor = Conductor(crew, self._session, self._options.window, watch, tell)
+        log = conductor.run(plans, load.concurrency or 0)
+        write_log(self._context.folder / f"requests-{number}.jsonl", log.records)
+        requests = [from_json(record) for record in log.records]
+        rules = Rules(self._options.min_finished_share, self._options.ignore_eos, bounds)
+        done = self._complete(summarise(requests, log.span, load.level, log.client, rules), requests, log)
+        self._done.append(done)
+        reason = self._stop_early(tuple(each.row for each in self._done))
+        if reason is not None:
+            self._facts["stopped_early"] = reason
+        return done.row
+
+    def _complete(self, summary: Summary, requests: list[Request], log: LevelLog) -> Done:
+        """The row with the server's own metrics and the energy beside the client's."""
+        low = log.start + log.span.start
+        samples = [(at, sample) for at, sample in log.watch.samples if at >= low]
+        metrics = {**summary.row.metrics}
+        facts = {"level": dict(summary.row.level), "warm": log.warm, **summary.facts}
+        if metrics:
+            metrics.update(server_metrics.metrics_of(samples))
+            tokens = tokens_between(requests, log.span)
+            if log.energy_joule is not None and tokens > 0:
+                metrics["energy_joule_per_token"] = log.energy_joule / tokens
+        if len(samples) > 1:
+            seen = Span(samples[0][0] - log.start, samples[-1][0] - log.start)
+            facts["generation_tokens"] = server_metrics.cross_check(samples, tokens_between(requests, seen))
+        return Done(summary.row.model_copy(update={"metrics": metrics}), facts)
+
+    def _climb(self, crew: Crew, load: Load, wanted: SloClimb) -> None:
+        """Probe rates until the boundary is found; every probe is a row."""
+        bounds = [parse_bound(text) for text in wanted.constraints]
+        good = self._bounds or goodput_bounds(bounds)
+        climb = Climb(bounds, wanted.start, wanted.max_steps, wanted.precision)
+        rows: dict[float, Row] = {}
+        while (rate := climb.next_rate()) is not None and "stopped_early" not in self._facts:
+            rows[rate] = self._level(crew, load.model_copy(update={"request_rate": rate, "slo_climb": None}), good)
+            if "bottleneck" in (rows[rate].invalid or ""):
+                self._facts["climb_ended"] = rows[rate].invalid
+                break
+            climb.observe(rate, rows[rate])
+        self._facts["climb_found_limit"] = climb.found_limit
+        if climb.best is not None:
+            self._totals["slo_request_rate"] = climb.best
+            if "goodput_per_s" in rows[climb.best].metrics:
+                self._totals["slo_goodput_per_s"] = rows[climb.best].metrics["goodput_per_s"]
+
+    def _settle(self, number: int) -> None:
+        """Wait until the engine has dropped the last level's cut requests, then empty its caches."""
+        until = perf_counter() + SETTLE_S
+        while number > 0 and perf_counter() < until and self._busy():
+            sleep(0.1)
+        reset = self._session.reset_caches()
+        self._facts["caches_reset"] = reset and self._facts.get("caches_reset", True)
+
+    def _busy(self) -> bool:
+        plan = level_plans(self._options, self._options.load[0], self._session, self._vocabulary, 0)[0]
+        sample = server_metrics.scrape(plan["host"], plan["port"])
+        return any((server_metrics.pick(sample, names) or 0) > 0 for names in (server_metrics.RUNNING, server_metrics.WAITING))
+
+    def _seed(self, number: int) -> int:
+        """Different for each trial seed and level, the same when repeated."""
+        return (self._options.seed * 1_000_003 + self._context.seed) * 1009 + number
+
+    def _table(self) -> Measurement:
+        rows = tuple(done.row for done in self._done)
+        return Measurement(
+            rows=rows, totals=self._totals, facts={**self._facts, "levels": [dict(done.facts) for done in self._done]}
+        )
+
+    def _with_partial(self, failure: TrialFailed) -> TrialFailed:
+        failed = failure.failed
+        partial = self._table() if self._done else None
+        return TrialFailed(failed.kind, failed.phase, *failed.evidence, advice=failed.advice, partial=partial)
+
+    def _nothing_valid(self) -> TrialFailed:
+        reasons = dict.fromkeys(done.row.invalid for done in self._done if done.row.invalid)
+        errors = dict.fromkeys(error for done in self._done for error in done.facts["errors"])
+        return TrialFailed(FailureKind.INCOMPLETE, Phase.MEASURE, *reasons, *list(errors)[:3], partial=self._table())
+
+
+def goodput_bounds(bounds: Sequence[Bound]) -> dict[str, float]:
+    """What each request must meet on its own when the study says nothing else: the limits of the SLO's latencies."""
+    named = ((bound.metric.partition(".")[0], bound) for bound in bounds)
+    return {name: bound.limit for name, bound in named if bound.operator == "<=" and name in ("ttft_ms", "tpot_ms", "e2e_ms")}

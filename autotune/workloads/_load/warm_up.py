@@ -1,0 +1,35 @@
+"""When a level has warmed up: enough requests have finished, and their time to first token no longer drifts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import median
+
+FLAT_SHARE = 0.1
+"""The medians of the last two stretches agree within this share."""
+FLAT_FLOOR_S = 0.002
+"""Differences below this are flat whatever their share."""
+STRETCH = 8
+"""Requests in a stretch, at least."""
+
+
+class WarmUp:
+    """Collects first-token times as they are reported. `users`: requests in flight, each of which must finish once first."""
+
+    def __init__(self, users: int = 0) -> None:
+        self._seen: list[tuple[float, float]] = []
+        self._users = users
+
+    def add(self, ttfts: Iterable[tuple[float, float]]) -> None:
+        """Take in (moment, time to first token in seconds) of finished requests."""
+        self._seen.extend(ttfts)
+
+    @property
+    def flat(self) -> bool:
+        """Whether measuring can begin."""
+        stretch = max(STRETCH, self._users // 2)
+        if len(self._seen) < max(3 * stretch, 2 * self._users):
+            return False
+        values = [ttft for _, ttft in sorted(self._seen)]
+        last, before = median(values[-stretch:]), median(values[-2 * stretch : -stretch])
+        return abs(last - before) <= max(FLAT_SHARE * before, FLAT_FLOOR_S)

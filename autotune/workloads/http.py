@@ -1,0 +1,58 @@
+"""Streaming HTTP traffic against a serving engine: open and closed loop levels, trace replay, and the climb to an SLO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, cast
+
+from autotune import metrics as metric_table
+from autotune.engines.base import Context, Serves, Session
+from autotune.trial import Measurement, Row, Scalar
+from autotune.workloads._load.options import HttpOptions
+from autotune.workloads._load.plans import check_recorded
+from autotune.workloads._load.run import Run
+from autotune.workloads.base import Progress, Workload, WorkloadOptions
+
+_DISTRIBUTIONS = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
+_PLAIN = (
+    "requests_per_s", "sps", "output_tokens_per_s", "total_tokens_per_s", "tokens_per_s_per_user", "kv_cache_usage",
+    "preemptions", "prefix_cache_hit_rate", "queue_depth", "energy_joule_per_token",
+)  # fmt: skip
+SETTLE_S = 3.0
+"""Added to each level in the estimate: the last requests' drain and the caches' reset."""
+
+
+class HttpWorkload(Workload):
+    """See `HttpOptions` for what a study can say."""
+
+    kind: ClassVar[str] = "http"
+    needs: ClassVar[Serves] = "http"
+    Options: ClassVar[type[WorkloadOptions]] = HttpOptions
+
+    def __init__(self, options: WorkloadOptions) -> None:
+        super().__init__(options)
+        self._options = cast(HttpOptions, options)
+        self.stop_early: Callable[[tuple[Row, ...]], str | None] = lambda rows: None
+        """Asked after every level with the rows so far; an answer ends the run there and stands in its facts."""
+
+    def levels(self) -> tuple[Mapping[str, Scalar], ...]:
+        return tuple(load.level for load in self._options.load if load.slo_climb is None)
+
+    def metrics(self) -> frozenset[str]:
+        found = {f"{name}.{statistic}" for name in _DISTRIBUTIONS for statistic in metric_table.STATISTICS} | set(_PLAIN)
+        climbs = any(load.slo_climb is not None for load in self._options.load)
+        if self._options.goodput or climbs:
+            found.add("goodput_per_s")
+        return frozenset(found | {"slo_request_rate", "slo_goodput_per_s"} if climbs else found)
+
+    def expected_seconds(self) -> float:
+        window = self._options.window
+        steps = sum(load.slo_climb.max_steps if load.slo_climb else 1 for load in self._options.load)
+        return steps * (window.warm_up_s + window.measure_s + SETTLE_S)
+
+    def run(self, session: Session, context: Context, progress: Progress) -> Measurement:
+        check_recorded(self._options)
+        return Run(self._options, session, context, progress, self.stop_early).measure()
+
+
+workload = HttpWorkload
