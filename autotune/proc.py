@@ -99,6 +99,14 @@ def members(tag: str | None, leader: tuple[int, int] | None = None, known: Itera
     return [everything[pid] for pid in sorted(_with_descendants(roots, everything) - lineage(everything))]
 
 
+def without_children(found: Iterable[Proc], but: int) -> list[Proc]:
+    """Leaves out this process's own children, except one, and what descends from them."""
+    found = list(found)
+    others = {one.pid for one in found if one.ppid == os.getpid() and one.pid != but}
+    beside = _with_descendants(others, {one.pid: one for one in found}) if others else set()
+    return [one for one in found if one.pid not in beside]
+
+
 def tagged(tag: str) -> list[int]:
     """Ids of the live processes that carry the tag."""
     return [pid for pid in sorted(table()) if tag_of(pid) == tag]

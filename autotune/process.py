@@ -113,8 +113,10 @@ class Process:
         return self.popen.pid
 
     def members(self) -> list[Proc]:
-        """Every live process of the tree, zombies aside."""
-        found = proc.members(self.tag, self.identity, self.seen)
+        """Every live process of the tree, zombies aside. What else this process has started with the same tag, such as the
+        clients that load an engine, is not of the tree.
+        """
+        found = proc.without_children(proc.members(self.tag, self.identity, self.seen), but=self.pid)
         self.seen.update(one.identity for one in found)
         return found
 

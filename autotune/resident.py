@@ -48,20 +48,22 @@ class PeakMemory:
         self.close()
 
     def close(self) -> None:
-        """Stop sampling. Idempotent; the peak stays."""
+        """Take a last sample and stop. Idempotent; the peak stays."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _loop(self) -> None:
         pids: list[int] = []
-        looked = 0.0
+        looked = float("-inf")
         while True:
-            if time.monotonic() - looked >= 1.0:
+            last = self._stop.is_set()
+            if last or time.monotonic() - looked >= 1.0:
                 pids, looked = [one.pid for one in self._members()], time.monotonic()
             self._sample(pids)
-            if self._stop.wait(self._interval_s):
+            if last:
                 return
+            self._stop.wait(self._interval_s)
 
     def _sample(self, pids: list[int]) -> None:
         rss = rss_bytes(pids)

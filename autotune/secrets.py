@@ -6,7 +6,7 @@ Pure. `redact` is for text, `redact_env` for environment variables; both leave e
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 MASK = "***"
 
@@ -34,6 +34,12 @@ def redact(text: str) -> str:
     text = _OPTION.sub(rf"\g<name>\g<sep>{MASK}", text)
     text = _ASSIGNED.sub(_mask_assigned, text)
     return _KNOWN.sub(MASK, text)
+
+
+def redact_argv(argv: Sequence[str]) -> tuple[str, ...]:
+    """A command with the values of credential options masked, whether they stand in the same argument or in the next."""
+    hidden = [False, *(part.startswith("--") and "=" not in part and is_secret_name(part) for part in argv)]
+    return tuple(MASK if hide else redact(part) for hide, part in zip(hidden, argv, strict=False))
 
 
 def redact_env(env: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,268 @@
+"""One trial, from launch to outcome: the only error boundary.
+
+Whatever happens to a trial becomes a `Failed` outcome here: what the engine and the workload report themselves
+(TrialFailed), an interruption, and also a defect of autotune, whose traceback is kept in the trial's folder. None of it
+stops a study, and none of it becomes a score. Every process of the trial is ended before this returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from autotune import proc, process
+from autotune.advice import advice
+from autotune.engines.base import Context, Engine, Launch, Session
+from autotune.errors import AutotuneError
+from autotune.secrets import redact, redact_argv, redact_env
+from autotune.trial import (
+    Failed,
+    FailureKind,
+    Measured,
+    Measurement,
+    Outcome,
+    Phase,
+    TrialFailed,
+    TrialJob,
+    TrialRecord,
+    Value,
+)
+from autotune.workloads.base import Progress, Workload
+
+__all__ = ["TrialJob", "evaluate"]
+
+_EVIDENCE_LINES = 12
+_LOG_BYTES = 512 * 1024
+_GENERIC = (FailureKind.CRASHED, FailureKind.UNHEALTHY, FailureKind.START_TIMEOUT, FailureKind.INCOMPLETE)
+_SPECIFIC = (FailureKind.OUT_OF_MEMORY, FailureKind.INVALID_CONFIG)
+
+
+def evaluate(job: TrialJob, engine: Engine, workload: Workload, context: Context, progress: Progress) -> TrialRecord:
+    """Run one attempt at a trial. Never raises for anything that happens to it; a second Ctrl-C ends it at once."""
+    life = _Life(job, engine, workload, context, progress)
+    started_at = time.time()
+    try:
+        outcome = _finished(life, _attempt(life))
+    finally:
+        _sweep(life)
+        shutil.rmtree(context.scratch, ignore_errors=True)
+    launch = life.launch or Launch(argv=())
+    return TrialRecord(
+        number=job.number,
+        configuration=job.configuration,
+        origin=job.origin,
+        outcome=outcome,
+        point=job.point,
+        effective=life.start_facts.get("effective") or {},
+        command=redact_argv(launch.argv),
+        environment=redact_env(launch.env),
+        seconds=life.spent(),
+        attempt=job.attempt,
+        gpus=context.gpus,
+        started_at=started_at,
+        folder=str(context.folder),
+    )
+
+
+@dataclass
+class _Life:
+    """What is known so far about a trial in progress."""
+
+    job: TrialJob
+    engine: Engine
+    workload: Workload
+    context: Context
+    progress: Progress
+    phase: Phase = Phase.START
+    launch: Launch | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    start_facts: Mapping[str, Value] = field(default_factory=dict)
+    stop_facts: Mapping[str, Value] = field(default_factory=dict)
+    resources: Mapping[str, float] = field(default_factory=dict)
+    oom_kills: int = field(default_factory=lambda: _oom_kills())
+
+    @property
+    def port(self) -> int | None:
+        return urlsplit(self.launch.endpoint).port if self.launch and self.launch.endpoint else None
+
+    def spent(self) -> dict[str, float]:
+        """Seconds by phase, the engine's own split of its start beside ours; a replay's simulated seconds stand for all."""
+        if self.stop_facts.get("simulated"):
+            return dict(self.stop_facts["seconds"])
+        own = self.start_facts.get("seconds") or {}
+        return {**self.seconds, **{f"{Phase.START.value}.{name}": float(value) for name, value in own.items()}}
+
+    @contextlib.contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Names the phase, for failures, and times it."""
+        self.phase = phase
+        before = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[phase.value] = self.seconds.get(phase.value, 0.0) + time.monotonic() - before
+
+
+def _attempt(life: _Life) -> Outcome:
+    """Run the trial; everything that can be raised becomes an outcome."""
+    try:
+        return Measured(measurement=_measure(life))
+    except TrialFailed as error:
+        return error.failed
+    except KeyboardInterrupt:
+        return Failed(kind=FailureKind.INTERRUPTED, phase=life.phase, evidence=("The trial was stopped before it finished.",))
+    except AutotuneError as error:
+        return Failed(kind=FailureKind.MACHINE_FAULT, phase=life.phase, evidence=(redact(str(error)),))
+    except Exception as error:
+        return _defect(life, error)
+
+
+def _measure(life: _Life) -> Measurement:
+    """Launch, wait, work, stop: raises TrialFailed, and anything a defect may raise."""
+    context = life.context
+    with life.during(Phase.START):
+        context.folder.mkdir(parents=True, exist_ok=True)
+        context.scratch.mkdir(parents=True, exist_ok=True)
+        life.progress("start", 0.0)
+        life.launch = _prepared(life.engine.launch(life.job.configuration, context), context)
+        before = time.monotonic()
+        session = life.engine.open(life.launch, context)
+    try:
+        with life.during(Phase.START):
+            life.start_facts = session.wait_ready()
+            start_s = time.monotonic() - before
+        with life.during(Phase.MEASURE):
+            measurement = life.workload.run(session, context, life.progress)
+    finally:
+        _stop(life, session)
+    return _checked(_merged(measurement, life, start_s))
+
+
+def _prepared(launch: Launch, context: Context) -> Launch:
+    """Writes the launch's files and `launch.json` into the trial's folder, and keeps temporary files inside its scratch."""
+    for name, text in launch.files.items():
+        path = context.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    launch = launch.model_copy(update={"env": {"TMPDIR": str(context.scratch), **launch.env}})
+    shown = {
+        "argv": redact_argv(launch.argv),
+        "env": redact_env(launch.env),
+        "endpoint": launch.endpoint,
+        "context": context.model_dump(mode="json"),
+    }
+    (context.folder / "launch.json").write_text(json.dumps(shown, indent=2) + "\n")
+    return launch
+
+
+def _stop(life: _Life, session: Session) -> None:
+    """End the session whatever state it is in. That stopping failed neither undoes a measurement nor hides an earlier failure."""
+    before = time.monotonic()
+    try:
+        life.stop_facts = session.stop()
+        life.resources = session.resources()
+    except Exception as error:
+        _keep_traceback(life.context.folder, error)
+        life.stop_facts = {**life.stop_facts, "error": redact(f"{type(error).__name__}: {error}")}
+    finally:
+        _sweep(life)
+        life.seconds[Phase.STOP.value] = time.monotonic() - before
+
+
+def _sweep(life: _Life) -> None:
+    """End at once whatever still carries the trial's tag, and wait for its port."""
+    if not (life.launch and life.launch.argv):
+        return
+    tag = life.context.tag
+    if proc.members(tag):
+        process.end(lambda: proc.members(tag), None, 0.0)
+    if life.port is not None:
+        process.wait_gone(life.port, 2.0)
+
+
+def _merged(measurement: Measurement, life: _Life, start_s: float) -> Measurement:
+    """The workload's table with what was learnt of the engine's whole life."""
+    totals = {"start_s": start_s}
+    if life.start_facts.get("kv_tokens"):
+        totals["kv_cache_tokens"] = float(life.start_facts["kv_tokens"])
+    totals |= life.resources
+    start = {name: value for name, value in life.start_facts.items() if name not in ("seconds", "effective")}
+    facts = {**measurement.facts, "start": start, "stop": dict(life.stop_facts)}
+    return measurement.model_copy(update={"totals": {**totals, **measurement.totals}, "facts": facts})
+
+
+def _checked(measurement: Measurement) -> Measurement:
+    """A table without a single valid row is no measurement."""
+    reasons = [row.invalid for row in measurement.rows if row.invalid is not None]
+    if len(reasons) == len(measurement.rows):
+        evidence = tuple(dict.fromkeys(reasons)) or ("The workload returned no rows.",)
+        raise TrialFailed(FailureKind.INCOMPLETE, Phase.MEASURE, *evidence, partial=measurement)
+    return measurement
+
+
+def _finished(life: _Life, outcome: Outcome) -> Outcome:
+    """A failure with the engine's own decisive lines and advice; a measurement as it is."""
+    if isinstance(outcome, Measured):
+        return outcome
+    failed = outcome
+    try:
+        failed = _diagnosed(life, failed)
+    except Exception as error:
+        _keep_traceback(life.context.folder, error)
+    training = life.engine.serves == "training"
+    said = failed.advice or advice(failed.kind, failed.phase, training=training)
+    evidence = tuple(redact(line)[:2000] for line in failed.evidence)[: 2 * _EVIDENCE_LINES]
+    return failed.model_copy(update={"advice": said, "evidence": evidence})
+
+
+def _diagnosed(life: _Life, failed: Failed) -> Failed:
+    """Asks the engine what its log says. A vague kind gives way to a specific one; a specific one is kept."""
+    if failed.kind not in _GENERIC:
+        return failed
+    log = _log_text(life.context.folder)
+    returncode = life.stop_facts.get("returncode")
+    found = life.engine.diagnose(log, returncode)
+    if found is not None:
+        better = found.kind in _SPECIFIC or failed.kind is FailureKind.CRASHED
+        evidence = tuple(dict.fromkeys((*found.evidence, *failed.evidence)))
+        update = {"evidence": evidence, "kind": found.kind if better else failed.kind}
+        return failed.model_copy(update=update | ({"advice": found.advice} if better else {}))
+    if failed.kind is FailureKind.CRASHED and _oom_kills() > life.oom_kills:
+        line = "The kernel ended a process for lack of main memory while the trial ran."
+        return failed.model_copy(update={"kind": FailureKind.OUT_OF_MEMORY, "evidence": (line, *failed.evidence)})
+    return failed if failed.evidence else failed.model_copy(update={"evidence": tuple(log.splitlines()[-_EVIDENCE_LINES:])})
+
+
+def _log_text(folder: Path) -> str:
+    """The ends of the trial's logs."""
+    return "\n".join(line for log in sorted(folder.glob("*.log")) for line in process.tail(log, 5000, _LOG_BYTES))
+
+
+def _defect(life: _Life, error: Exception) -> Failed:
+    """An error nobody expected: a machine's, or ours. Never a score, and told with its traceback."""
+    _keep_traceback(life.context.folder, error)
+    lines = [line for text in traceback.format_exception(error) for line in text.rstrip().splitlines()]
+    evidence = (f"{type(error).__name__}: {error}", *lines[-4:], "The whole traceback is in traceback.txt of the trial's folder.")
+    return Failed(kind=FailureKind.MACHINE_FAULT, phase=life.phase, evidence=tuple(dict.fromkeys(evidence)))
+
+
+def _keep_traceback(folder: Path, error: BaseException) -> None:
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "traceback.txt").write_text(redact("".join(traceback.format_exception(error))))
+
+
+def _oom_kills() -> int:
+    """How many processes the kernel has ended for lack of memory since boot; 0 where it does not count them."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0

@@ -1,0 +1,105 @@
+"""The contract of an executor: where trials run.
+
+    executor.submit(job)           accepted at once; it starts when its GPUs are free
+    executor.collect(timeout_s)    the next finished trial, or None when none finished in time
+    executor.close()               ends every running trial now and leaves nothing behind; what ran has no record
+
+A new executor is one file in this folder whose module-level name `executor` is the Executor subclass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Literal, Self
+
+from autotune import process
+from autotune.engines.base import Context, Engine
+from autotune.trial import TrialJob, TrialRecord
+from autotune.workloads.base import Workload
+
+Watch = Callable[[TrialJob, str, float], None]
+"""Called with a running job, what it is doing, and the share of its workload that is done."""
+
+MAX_PARALLEL = 4
+"""Trials at once on one machine, unless the study asks for another number: more would disturb each other's clients."""
+
+
+def _unwatched(job: TrialJob, label: str, share: float) -> None:
+    return
+
+
+@dataclass(frozen=True)
+class Site:
+    """What an executor runs and where it keeps it. Engines and workload travel to other processes, so they must pickle."""
+
+    engines: Mapping[str, Engine]
+    workload: Workload
+    store: Path
+    study: str
+    parallel: int | Literal["auto"] = "auto"
+    address: str | None = None
+    watch: Watch = _unwatched
+
+    def gpus_needed(self, job: TrialJob) -> int:
+        """GPUs the job must be leased."""
+        return self.engines[job.configuration.engine].gpus_needed(job.configuration)
+
+    def context(self, job: TrialJob, gpus: Sequence[int] = (), cpus: Sequence[int] = ()) -> Context:
+        """A context of its own for one attempt: tag, folder, scratch; made in the driver, whose life the tag carries."""
+        name = f"{job.number:04d}-{job.attempt}"
+        return Context(
+            study=self.study,
+            trial=job.number,
+            attempt=job.attempt,
+            tag=process.make_tag(self.store, self.study, job.number, job.attempt),
+            folder=(self.store / self.study / "trials" / name).resolve(),
+            scratch=process.scratch_root() / f"{self.study}-{name}",
+            cache=(self.store / ".cache").resolve(),
+            gpus=tuple(gpus),
+            cpus=tuple(cpus),
+            seed=job.seed,
+        )
+
+
+class Executor(ABC):
+    """Runs trials. A context manager: leaving it closes it. Used from one thread."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """How many trials run at once now; 0 when no place is left to run any."""
+
+    @abstractmethod
+    def submit(self, job: TrialJob) -> None:
+        """Take a job. One that can never run here is answered by `collect` as a failed trial."""
+
+    @abstractmethod
+    def collect(self, timeout_s: float) -> TrialRecord | None:
+        """The next finished trial; None when none finishes within the time. Never raises for what happens to a trial."""
+
+    @abstractmethod
+    def running(self) -> tuple[TrialJob, ...]:
+        """Jobs that were submitted and not yet collected."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End every running trial now, all of its processes with it. Idempotent."""
+
+    def notices(self) -> list[str]:
+        """What the user should know since the last call, such as a quarantined GPU."""
+        return []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,234 @@
+"""Runs trials on this machine, each in a worker process of its own, with its GPUs leased and its cores its own.
+
+A worker that dies takes only its trial with it: the driver ends what it left and reports a machine fault. A driver that
+dies is noticed by its workers, which stop their engines; what even they could not end carries a tag for the next start.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing import connection, forkserver
+from multiprocessing.context import ForkServerProcess
+from typing import Any
+
+from autotune import gpu, proc, process
+from autotune.engines.base import Context
+from autotune.executors import _worker
+from autotune.executors.base import MAX_PARALLEL, Executor, Site
+from autotune.leases import Leases
+from autotune.trial import Configuration, Failed, FailureKind, Phase, TrialJob, TrialRecord
+
+_CLOSE_S = 20.0
+"""How long the workers get to stop their engines when the executor is closed, before everything is killed."""
+
+
+@dataclass
+class _Running:
+    job: TrialJob
+    context: Context
+    worker: ForkServerProcess
+    identity: tuple[int, int]
+    pipe: Any
+    slot: int
+    label: str = "start"
+    record: TrialRecord | None = None
+    held: Mapping[int, int] = field(default_factory=dict)
+    started_at: float = field(default_factory=time.time)
+
+
+class LocalExecutor(Executor):
+    """Trials on this machine."""
+
+    kind = "local"
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._leases = Leases(gpu.devices())
+        self._idle = gpu.baseline(self._leases.devices)
+        self._waiting: deque[TrialJob] = deque()
+        self._running: list[_Running] = []
+        self._impossible: deque[TrialRecord] = deque()
+        self._notices: list[str] = []
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(_modules(site))
+        atexit.register(self.close)
+
+    @property
+    def capacity(self) -> int:
+        need = max(self.site.engines[kind].gpus_needed(Configuration(engine=kind)) for kind in self.site.engines)
+        asked = self.site.parallel
+        if not need or not self._leases.devices:
+            return asked if isinstance(asked, int) else 1
+        room = self._leases.usable // need
+        return min(room, asked if isinstance(asked, int) else MAX_PARALLEL)
+
+    def submit(self, job: TrialJob) -> None:
+        self._waiting.append(job)
+        self._start_waiting()
+
+    def collect(self, timeout_s: float) -> TrialRecord | None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._start_waiting()
+            if self._impossible:
+                return self._impossible.popleft()
+            left = max(0.0, deadline - time.monotonic())
+            sources = {source: one for one in self._running for source in (one.pipe, one.worker.sentinel)}
+            if not sources:
+                return None
+            for one in {id(sources[ready]): sources[ready] for ready in connection.wait(list(sources), left)}.values():
+                if self._listen(one):
+                    return self._finish(one)
+            if time.monotonic() >= deadline:
+                return None
+
+    def running(self) -> tuple[TrialJob, ...]:
+        return (*(one.job for one in self._running), *self._waiting)
+
+    def notices(self) -> list[str]:
+        said, self._notices = self._notices, []
+        return said
+
+    def close(self) -> None:
+        atexit.unregister(self.close)
+        self._waiting.clear()
+        for one in self._running:
+            one.worker.terminate()
+        deadline = time.monotonic() + _CLOSE_S
+        for one in self._running:
+            _wait(one, deadline)
+            self._clean(one)
+        self._running.clear()
+        with contextlib.suppress(OSError):
+            process.scratch_root().rmdir()
+
+    def _start_waiting(self) -> None:
+        """Start jobs in order while there is a slot and GPUs for the first of them."""
+        while self._waiting and len(self._running) < max(1, self.capacity):
+            job = self._waiting[0]
+            need = self.site.gpus_needed(job) if self._leases.devices else 0
+            if need > self._leases.usable:
+                self._impossible.append(_refused(self._waiting.popleft(), need, self._leases.usable))
+                continue
+            gpus = self._leases.lease(need)
+            if gpus is None:
+                return
+            self._running.append(self._start(self._waiting.popleft(), gpus))
+
+    def _start(self, job: TrialJob, gpus: tuple[int, ...]) -> _Running:
+        slot = min(set(range(len(self._running) + 1)) - {one.slot for one in self._running})
+        context = self.site.context(job, gpus, _cores(slot, self.capacity))
+        engine = self.site.engines[job.configuration.engine]
+        idle = {index: self._idle[index] for index in gpus if index in self._idle}
+        ours, theirs = self._context.Pipe(duplex=False)
+        with _tagged_forkserver(self.site):
+            worker = self._context.Process(
+                target=_worker.work, args=(theirs, engine, self.site.workload, job, context, idle), name=f"trial-{job.number}"
+            )
+            worker.start()
+        theirs.close()
+        seen = proc.look(worker.pid or 0)
+        return _Running(job, context, worker, seen.identity if seen else (worker.pid or 0, 0), ours, slot)
+
+    def _listen(self, one: _Running) -> bool:
+        """Take in what the worker says; True once it will say no more."""
+        try:
+            while one.pipe.poll():
+                kind, content = one.pipe.recv()
+                if kind == "progress":
+                    one.label = content[0]
+                    self.site.watch(one.job, *content)
+                elif kind == "record":
+                    one.record = TrialRecord.model_validate_json(content)
+                else:
+                    one.held = content
+                    return True
+        except (EOFError, OSError):
+            return True
+        return not one.worker.is_alive() and not one.pipe.poll()
+
+    def _finish(self, one: _Running) -> TrialRecord:
+        lost = one.record is None
+        _wait(one, time.monotonic() + 5.0)
+        self._clean(one)
+        self._running.remove(one)
+        held = gpu.wait_memory_back({index: self._idle[index] for index in one.context.gpus}) if lost else one.held
+        self._leases.give_back(one.context.gpus)
+        for index, extra in held.items():
+            message = gpu.quarantine_message(index, extra)
+            self._leases.quarantine(index, message)
+            self._notices.append(message)
+        return one.record or _lost(one)
+
+    def _clean(self, one: _Running) -> None:
+        """End everything the trial may have left and remove its scratch."""
+        tag, worker = one.context.tag, one.identity
+        process.end(lambda: proc.members(tag, worker), None, 0.0)
+        one.worker.join(5.0)
+        one.pipe.close()
+        shutil.rmtree(one.context.scratch, ignore_errors=True)
+
+
+def _modules(site: Site) -> list[str]:
+    """What a worker needs, imported once in the server that workers are forked from."""
+    return [_worker.__name__, *sorted({type(part).__module__ for part in (*site.engines.values(), site.workload)})]
+
+
+def _wait(one: _Running, deadline: float) -> None:
+    one.worker.join(max(0.0, deadline - time.monotonic()))
+
+
+def _cores(slot: int, slots: int) -> tuple[int, ...]:
+    """An equal share of this process's cores, or () for all when trials run one at a time."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // max(1, slots)
+    return tuple(cores[slot * share : (slot + 1) * share]) if slots > 1 and share else ()
+
+
+def _refused(job: TrialJob, need: int, usable: int) -> TrialRecord:
+    reason = f"The configuration needs {need} GPUs, and this machine has {usable} to give."
+    return _without_run(job, Failed(kind=FailureKind.REJECTED, phase=Phase.CHECK, evidence=(reason,)))
+
+
+def _lost(one: _Running) -> TrialRecord:
+    phase = Phase.START if one.label == "start" else Phase.MEASURE
+    reason = f"The trial's own worker process ended with status {one.worker.exitcode} while it was at {one.label!r}."
+    record = _without_run(one.job, Failed(kind=FailureKind.MACHINE_FAULT, phase=phase, evidence=(reason,)))
+    return record.model_copy(update={"gpus": one.context.gpus, "started_at": one.started_at, "folder": str(one.context.folder)})
+
+
+def _without_run(job: TrialJob, failed: Failed) -> TrialRecord:
+    return TrialRecord(
+        number=job.number,
+        configuration=job.configuration,
+        origin=job.origin,
+        outcome=failed,
+        point=job.point,
+        attempt=job.attempt,
+        started_at=time.time(),
+    )
+
+
+@contextlib.contextmanager
+def _tagged_forkserver(site: Site) -> Iterator[None]:
+    """The server that workers are forked from carries a tag of its own, and they inherit it, so that a reaper finds them."""
+    before = os.environ.get(proc.TAG_VARIABLE)
+    os.environ[proc.TAG_VARIABLE] = process.make_tag(site.store, site.study, "workers")
+    try:
+        forkserver.ensure_running()
+        yield
+    finally:
+        os.environ.pop(proc.TAG_VARIABLE)
+        if before is not None:
+            os.environ[proc.TAG_VARIABLE] = before
+
+
+executor = LocalExecutor

@@ -1,0 +1,262 @@
+"""GPUs: which there are, what a trial used of them, and whether their memory is back.
+
+The only room that uses NVML. Without NVML or a GPU everything here answers with nothing and raises nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from autotune.proc import Proc
+
+TOLERANCE_BYTES = 512 << 20
+"""How far above its idle baseline a GPU may stay: drivers keep a few hundred MiB for a while."""
+_GIB = float(1 << 30)
+_THROTTLES = {
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One GPU. `index` is NVML's, in PCI bus order."""
+
+    index: int
+    uuid: str
+    name: str
+    total_bytes: int
+
+
+@functools.cache
+def _nvml() -> Any | None:
+    """The initialised NVML bindings; None when there is no driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # the bindings raise their own kinds, and an OSError for a broken library
+        return None
+    return pynvml
+
+
+def _ask(name: str, *arguments: Any) -> Any | None:
+    """One NVML query; None when the device or the driver does not answer it."""
+    library = _nvml()
+    function = getattr(library, name, None)
+    if library is None or function is None:
+        return None
+    try:
+        return function(*arguments)
+    except library.NVMLError:
+        return None
+
+
+def devices() -> list[Device]:
+    """The GPUs this process may use: all that NVML lists, or those that CUDA_VISIBLE_DEVICES names."""
+    found = [device for index in range(_ask("nvmlDeviceGetCount") or 0) if (device := _device(index)) is not None]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    named = [part.strip() for part in visible.split(",") if part.strip()]
+    return [device for device in found if any(_names(part, device) for part in named)]
+
+
+def visible(gpus: Sequence[int]) -> dict[str, str]:
+    """The environment that shows a process exactly these GPUs, numbered as NVML numbers them."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def used_bytes(index: int) -> int | None:
+    """Memory of the GPU that is in use by anybody."""
+    info = _ask("nvmlDeviceGetMemoryInfo", _ask("nvmlDeviceGetHandleByIndex", index))
+    return None if info is None else int(info.used)
+
+
+def baseline(gpus: Iterable[int]) -> dict[int, int]:
+    """Memory in use on each GPU now, to be taken while it is idle."""
+    return {index: used for index in gpus if (used := used_bytes(index)) is not None}
+
+
+def wait_memory_back(idle: Mapping[int, int], timeout_s: float = 60.0, tolerance_bytes: int = TOLERANCE_BYTES) -> dict[int, int]:
+    """Wait until each GPU is back at its idle baseline. Returns the bytes still held on those that are not."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        held = {index: (used_bytes(index) or 0) - idle[index] for index in idle}
+        held = {index: extra for index, extra in held.items() if extra > tolerance_bytes}
+        if not held or time.monotonic() >= deadline:
+            return held
+        time.sleep(0.2)
+
+
+def quarantine_message(index: int, held_bytes: int) -> str:
+    """Says which GPU is not used any more, why, and who holds it."""
+    running = _ask("nvmlDeviceGetComputeRunningProcesses", _ask("nvmlDeviceGetHandleByIndex", index)) or []
+    holders = ", ".join(str(process.pid) for process in running)
+    who = f"held by process {holders}" if holders else "held by no process that the driver lists"
+    return (
+        f"GPU {index} is quarantined: {held_bytes / _GIB:.1f} GiB above its idle baseline did not come back after a trial ({who}). "
+        "The study goes on without it."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look at the trial's GPUs together. `at` is monotonic seconds; what NVML did not tell is None."""
+
+    at: float
+    device_bytes: int | None
+    process_bytes: int | None
+    utilization: float | None
+    energy_j: float | None
+
+
+class Sampler:
+    """Samples a trial's GPUs from a thread until closed. What was seen stays readable afterwards."""
+
+    def __init__(self, gpus: Sequence[int], members: Callable[[], list[Proc]], interval_s: float = 0.2) -> None:
+        """`members` gives the trial's processes; memory is theirs where NVML tells it for each process."""
+        self.gpus = tuple(gpus)
+        self.samples: list[Sample] = []
+        self.idle_bytes = sum(baseline(gpus).values())
+        self._handles = [_ask("nvmlDeviceGetHandleByIndex", index) for index in gpus]
+        self._members = members
+        self._interval_s = interval_s
+        self._clocks: list[float] = []
+        self._throttles: dict[str, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="gpu-sampler", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self.gpus:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take a last sample and stop. Idempotent."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def totals(self) -> dict[str, float]:
+        """`peak_gpu_memory_gib`, `energy_joule` and `gpu_utilization` over everything sampled; what was not measured is absent."""
+        return self.between(float("-inf"), float("inf"))
+
+    def between(self, begin: float, stop: float) -> dict[str, float]:
+        """The same over a span of monotonic seconds, for one load level."""
+        span = [sample for sample in self.samples if begin <= sample.at <= stop]
+        found: dict[str, float] = {}
+        if (peak := _peak(span, self.idle_bytes)) is not None:
+            found["peak_gpu_memory_gib"] = peak / _GIB
+        energy = [sample.energy_j for sample in span if sample.energy_j is not None]
+        if len(energy) > 1:
+            found["energy_joule"] = energy[-1] - energy[0]
+        utilization = [sample.utilization for sample in span if sample.utilization is not None]
+        if utilization:
+            found["gpu_utilization"] = sum(utilization) / len(utilization)
+        return found
+
+    def evidence(self) -> dict[str, Any]:
+        """How memory was measured, clocks and throttling: facts beside the metrics."""
+        facts: dict[str, Any] = {"samples": len(self.samples)}
+        if self.samples:
+            facts["memory_method"] = "process tree" if _by_process(self.samples) else "device total minus idle baseline"
+        if self._clocks:
+            facts |= {"sm_clock_mhz_min": min(self._clocks), "sm_clock_mhz_max": max(self._clocks)}
+        if self._throttles:
+            facts["throttled_samples"] = dict(self._throttles)
+        return facts
+
+    def _loop(self) -> None:
+        pids: set[int] = set()
+        looked = float("-inf")
+        while True:
+            last = self._stop.is_set()
+            now = time.monotonic()
+            if now - looked >= 1.0:
+                pids, looked = {one.pid for one in self._members()}, now
+                self._look_at_clocks()
+            self.samples.append(self._look(pids))
+            if last:
+                return
+            self._stop.wait(self._interval_s)
+
+    def _look(self, pids: set[int]) -> Sample:
+        memory = [_ask("nvmlDeviceGetMemoryInfo", handle) for handle in self._handles]
+        rates = [_ask("nvmlDeviceGetUtilizationRates", handle) for handle in self._handles]
+        energy = [_ask("nvmlDeviceGetTotalEnergyConsumption", handle) for handle in self._handles]
+        return Sample(
+            at=time.monotonic(),
+            device_bytes=None if None in memory else sum(int(info.used) for info in memory if info is not None),
+            process_bytes=_of_processes(self._handles, pids),
+            utilization=None if None in rates else sum(rate.gpu for rate in rates if rate is not None) / 100 / len(rates),
+            energy_j=None if None in energy else sum(float(value) for value in energy if value is not None) / 1000,
+        )
+
+    def _look_at_clocks(self) -> None:
+        for handle in self._handles:
+            clock = _ask("nvmlDeviceGetClockInfo", handle, 1)  # 1 is NVML_CLOCK_SM
+            if clock is not None:
+                self._clocks.append(float(clock))
+            reasons = _ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
+            if reasons is None:
+                reasons = _ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle) or 0
+            for bit, name in _THROTTLES.items():
+                if reasons & bit:
+                    self._throttles[name] = self._throttles.get(name, 0) + 1
+
+
+def _device(index: int) -> Device | None:
+    handle = _ask("nvmlDeviceGetHandleByIndex", index)
+    memory = _ask("nvmlDeviceGetMemoryInfo", handle)
+    if handle is None or memory is None:
+        return None
+    return Device(index, _text(_ask("nvmlDeviceGetUUID", handle)), _text(_ask("nvmlDeviceGetName", handle)), int(memory.total))
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _names(part: str, device: Device) -> bool:
+    return int(part) == device.index if part.isdecimal() else device.uuid.startswith(part)
+
+
+def _of_processes(handles: Sequence[Any], pids: set[int]) -> int | None:
+    """GPU memory of the processes, None when NVML lists none of them or withholds their memory.
+
+    Inside a container NVML may list ids of another namespace, or none; then only the device's total is known.
+    """
+    total, seen = 0, False
+    for handle in handles:
+        for process in _ask("nvmlDeviceGetComputeRunningProcesses", handle) or ():
+            if process.pid in pids:
+                if process.usedGpuMemory is None:
+                    return None
+                total, seen = total + int(process.usedGpuMemory), True
+    return total if seen else None
+
+
+def _by_process(samples: Sequence[Sample]) -> bool:
+    return any(sample.process_bytes is not None for sample in samples)
+
+
+def _peak(samples: Sequence[Sample], idle_bytes: int) -> int | None:
+    by_process = [sample.process_bytes for sample in samples if sample.process_bytes is not None]
+    if by_process:
+        return max(by_process)
+    by_device = [sample.device_bytes for sample in samples if sample.device_bytes is not None]
+    return max(0, max(by_device) - idle_bytes) if by_device else None

@@ -1,0 +1,81 @@
+"""Which GPUs are free: leased for each trial, against other drivers of the machine too, and quarantined when lost."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from autotune.gpu import Device
+
+
+class Leases:
+    """Which GPUs are free. A lease holds against other drivers of this machine too, through a lock file for each GPU."""
+
+    def __init__(self, found: Sequence[Device]) -> None:
+        self.devices = {device.index: device for device in found}
+        self.quarantined: dict[int, str] = {}
+        self._locks: dict[int, int] = {}
+
+    @property
+    def usable(self) -> int:
+        """GPUs that are not quarantined, leased or not."""
+        return len(self.devices) - len(self.quarantined)
+
+    @property
+    def leased(self) -> tuple[int, ...]:
+        """Indices of the GPUs leased from here."""
+        return tuple(sorted(self._locks))
+
+    def lease(self, count: int) -> tuple[int, ...] | None:
+        """Take so many GPUs, or None when not so many are free now."""
+        taken: list[int] = []
+        for index, device in self.devices.items():
+            if len(taken) == count:
+                break
+            if index not in self.quarantined and index not in self._locks and (lock := _take(_lock_path(device))) is not None:
+                self._locks[index] = lock
+                taken.append(index)
+        if len(taken) == count:
+            return tuple(taken)
+        self.give_back(taken)
+        return None
+
+    def give_back(self, gpus: Iterable[int]) -> None:
+        """Return GPUs; ones that are not leased are passed over."""
+        for index in gpus:
+            lock = self._locks.pop(index, None)
+            if lock is not None:
+                _lock_path(self.devices[index]).unlink(missing_ok=True)
+                os.close(lock)
+
+    def quarantine(self, index: int, reason: str) -> None:
+        """Never lease this GPU again."""
+        self.quarantined[index] = reason
+
+
+def _lock_path(device: Device) -> Path:
+    return Path(tempfile.gettempdir()) / f"autotune-{device.uuid}.lock"
+
+
+def _take(path: Path) -> int | None:
+    """The locked file, or None when another driver has it. A file that its holder has just removed is tried anew."""
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return None
+        try:
+            current = path.stat().st_ino == os.fstat(fd).st_ino
+        except FileNotFoundError:
+            current = False
+        if current:
+            return fd
+        os.close(fd)
