@@ -174,6 +174,10 @@ class Analysis:
         """The metric in each run of a configuration; runs that lack it are left out."""
         return [value for record in one.records if (value := _value(record, objective)) is not None]
 
+    def mean(self, one: Candidate, objective: Objective) -> float:
+        """The metric over a configuration's runs."""
+        return estimates.mean(self.samples(one, objective), self.noise(objective))
+
     def noise(self, objective: Objective) -> Noise | None:
         """Run-to-run noise of a metric, pooled over every configuration that was measured more than once."""
         if objective.name not in self._noise:

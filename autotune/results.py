@@ -27,6 +27,8 @@ class StudyResults(Analysis):
 
     folder: Path | None = None
     """The study's folder in the store; None when read from a tracking server."""
+    notes: tuple[ledger.Note, ...] = ()
+    """What the ledger keeps beside trials: engines as measured, quarantined GPUs, finalists' verdicts."""
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -115,7 +117,7 @@ def read(folder: Path) -> StudyResults:
     """Read a study from its own folder, for instance a kept one. Raises NotFound, AutotuneError, InvalidInput."""
     history = ledger.read(folder)
     study, _ = studies.load(folder / ledger.STUDY)
-    return StudyResults(study, in_order(history.records.values()), folder=folder)
+    return StudyResults(study, in_order(history.records.values()), folder=folder, notes=tuple(history.notes))
 
 
 def from_mlflow(uri: str, name: str) -> StudyResults:

@@ -73,11 +73,22 @@ def small_study() -> studies.Study:
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """A store with the study `small`: seven trials, logs and all."""
-    folder = tmp_path / "store" / "small"
+    keep(tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.fixture(scope="session")
+def keep_small() -> Callable[[Path], studies.Study]:
+    """Writes the study `small` into a store."""
+    return keep
+
+
+def keep(store: Path) -> studies.Study:
+    folder = store / "small"
     with Ledger(folder, STUDY, "digest") as ledger:
         for number in range(7):
             kept = folder / "trials" / f"{number:04d}-1"
             kept.mkdir()
             (kept / "engine.log").write_text("started with HF_TOKEN=hf_abcdefghijklmnopqrstuvwx\n")
             ledger.record(record(number, kept))
-    return tmp_path / "store"
+    return studies.load(folder / "study.yaml")[0]
