@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import Field
 
-from autotune import process
+from autotune import gpu, process
 from autotune.engines.base import Context, Diagnosis, EngineOptions, Launch, Step, TrainingSession
 from autotune.logs import LogReader, tail
 from autotune.trial import FailureKind, Phase, TrialFailed, Value
@@ -84,9 +84,13 @@ class LaunchedTraining(TrainingSession):
         context.scratch.mkdir(parents=True, exist_ok=True)
         for name, text in launch.files.items():
             (context.folder / name).write_text(text, encoding="utf-8")
+        # Made before the launch: what the GPUs hold now is their idle baseline.
+        self._gpus = gpu.Sampler(context.gpus, lambda: self._process.members()) if context.gpus else None
         self._start(launch)
         self._memory = process.PeakMemory(lambda: self._process.members())
         self._memory.__enter__()
+        if self._gpus is not None:
+            self._gpus.__enter__()
 
     def _start(self, launch: Launch) -> None:
         run = self._runs
@@ -174,22 +178,30 @@ class LaunchedTraining(TrainingSession):
 
     def resources(self) -> Mapping[str, float]:
         peak = self._memory.peak_bytes
-        return {} if peak is None else {"peak_memory_gib": peak / _GIB}
+        main = {} if peak is None else {"peak_memory_gib": peak / _GIB}
+        return {**main, **(self._gpus.totals() if self._gpus is not None else {})}
 
     def stop(self) -> Mapping[str, Value]:
         self._memory.close()
+        if self._gpus is not None:
+            self._gpus.close()
         report = self._process.stop(self._options.stop_timeout_s)
         for folder in (self._context.scratch, *self._dialect.leftovers):
             shutil.rmtree(folder, ignore_errors=True)
         return {"seconds": report.seconds, "returncode": report.returncode, "killed": report.killed, "survivors": report.survivors}
 
 
-def death(log: Path, returncode: int, phase: Phase, diagnose: Callable[[str, int | None], Diagnosis | None]) -> TrialFailed:
+def death(log: Path, returncode: int | None, phase: Phase, diagnose: Callable[[str, int | None], Diagnosis | None]) -> TrialFailed:
     """What a trainer that ended by itself, or hangs (`returncode` None), died of."""
     lines = tail(log, 200)
     found = diagnose("\n".join(lines), returncode)
     if found is None:
         how = "The trainer hangs." if returncode is None else f"The trainer ended with status {returncode}."
+        # Nobody but the kernel kills a trainer that this session has not stopped.
+        if returncode == -9:
+            return TrialFailed(
+                FailureKind.OUT_OF_MEMORY, phase, f"{how} Something, most likely the kernel, killed it.", *lines[-2:]
+            )
         evidence = (how, *lines[-3:])
         return TrialFailed(FailureKind.CRASHED, phase, *evidence, advice=f"Read {log}.")
     # The same exception that refuses an argument before training is an ordinary crash once steps were made.
@@ -204,20 +216,14 @@ _OUT_OF_MEMORY = re.compile(
     re.MULTILINE,
 )
 _EXCEPTION = re.compile(r"^(?:\([^)]*\)\s*)?([A-Za-z_][\w.]*(?:Error|Exception|Exit)): (.*)$")
-_OOM_ADVICE = (
-    "Lower the micro-batch first, then the rollout's memory share, then prompt and answer lengths; turn gradient checkpointing on."
-)
 
 
-def diagnose(log: str, returncode: int | None, refusals: Sequence[str]) -> Diagnosis | None:
+def diagnose(log: str, refusals: Sequence[str]) -> Diagnosis | None:
     """What both frameworks die of in the same words; `refusals` are exception names that mean a refused argument."""
     lines = log.splitlines()
     memory = [line.strip() for line in lines if _OUT_OF_MEMORY.search(line)]
     if memory:
-        return Diagnosis(kind=FailureKind.OUT_OF_MEMORY, evidence=(memory[-1][:400],), advice=_OOM_ADVICE)
-    if returncode == -9:
-        evidence = ("The trainer was ended by the kernel or another process (KILL).", *lines[-2:])
-        return Diagnosis(kind=FailureKind.OUT_OF_MEMORY, evidence=evidence, advice=_OOM_ADVICE)
+        return Diagnosis(kind=FailureKind.OUT_OF_MEMORY, evidence=(memory[-1][:400],), advice="")
     raised = [match for line in lines if (match := _EXCEPTION.match(line.strip()))]
     if not raised:
         return None

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
-from autotune import process
+from autotune import gpu, process
 from autotune.engines import _environment, _learner_model
 from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions, diagnose, finite
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Serves, Session, Step, Verdict
@@ -124,7 +124,7 @@ class Trl(Engine):
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONPATH": f"{Path.cwd()}:{_learner_model.FOLDER}",
             "PYTHONUNBUFFERED": "1",
-            "CUDA_VISIBLE_DEVICES": ",".join(map(str, context.gpus)),
+            **gpu.visible(context.gpus),
             **({"HF_HUB_OFFLINE": "1"} if _learner_model.size_of(self.options.model) else {}),
             **self.options.env,
             **tuned,
@@ -155,7 +155,7 @@ class Trl(Engine):
         return json.loads(told.stdout.splitlines()[-1])
 
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
-        return diagnose(log, returncode, _REFUSALS)
+        return diagnose(log, _REFUSALS)
 
 
 def read_line(record: Mapping[str, Any]) -> Step | Begin | None:

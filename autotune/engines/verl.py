@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from autotune import process
+from autotune import gpu, process
 from autotune.engines import _environment, _learner_model
 from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions, diagnose, finite
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Identity, Launch, Serves, Session, Step, Verdict
@@ -193,7 +193,7 @@ class Verl(Engine):
             # Ray hides GPUs from a worker that asks for none; verl's CPU workers and its engines need what was leased.
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             **({"VERL_PLATFORM": "cpu", "TORCHDYNAMO_DISABLE": "1"} if cpu else {}),
-            **({"CUDA_VISIBLE_DEVICES": ",".join(map(str, context.gpus))} if context.gpus else {}),
+            **(gpu.visible(context.gpus) if context.gpus else {}),
             **({"HF_HUB_OFFLINE": "1"} if _learner_model.size_of(self.options.model) else {}),
             **self.options.env,
             **tuned,
@@ -223,7 +223,7 @@ class Verl(Engine):
         return json.loads(told.stdout.splitlines()[-1])
 
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
-        return diagnose(log, returncode, _REFUSALS)
+        return diagnose(log, _REFUSALS)
 
 
 FATAL = (

@@ -126,10 +126,16 @@ class _Watch:
                 if self.options.done(self.steps) >= 1:
                     return self.steps
             elif now - last > self.options.stall_s:
-                raise self.failed(FailureKind.UNHEALTHY, f"No step was finished within {self.options.stall_s:g} s.")
+                raise self.failed(
+                    FailureKind.UNHEALTHY, f"No step was finished within {self.options.stall_s:g} s.", "Look for a hang in its log."
+                )
             if now - began > self.options.deadline_s:
-                raise self.failed(FailureKind.INCOMPLETE, f"The deadline of {self.options.deadline_s:g} s came first.")
-        raise self.failed(FailureKind.INCOMPLETE, "The training ended by itself.", advice="Raise engine.total_steps.")
+                raise self.failed(
+                    FailureKind.INCOMPLETE,
+                    f"The deadline of {self.options.deadline_s:g} s came first.",
+                    "Raise workload.deadline_s.",
+                )
+        raise self.failed(FailureKind.INCOMPLETE, "The training ended by itself.", "Raise engine.total_steps.")
 
     def arriving(self) -> Iterator[Step | None]:
         """Steps as they come and None while there is none; ends with the run."""
@@ -158,14 +164,14 @@ class _Watch:
             self.steps.append(step)
         why = lost(self.steps or [step], self.options.stop_when, self.rival)
         if why is not None:
-            raise self.failed(FailureKind.INCOMPLETE, f"Ended early as lost: {why}")
+            raise self.failed(FailureKind.INCOMPLETE, f"Ended early as lost: {why}", "Nothing: the search avoids its like.")
         index, count = self.place
         self.progress(f"step {step.number}", (index + min(1.0, self.options.done(self.steps))) / count)
 
     def partial(self) -> Measurement | None:
         return table({0: self.steps}, {}) if self.steps else None
 
-    def failed(self, kind: FailureKind, why: str, advice: str = "") -> TrialFailed:
+    def failed(self, kind: FailureKind, why: str, advice: str) -> TrialFailed:
         made = f"{len(self.steps)} steps were measured after {len(self.warm_up)} of warm-up."
         phase = Phase.MEASURE if self.steps else Phase.WARM_UP
         return TrialFailed(kind, phase, why, made, advice=advice, partial=self.partial())
