@@ -75,10 +75,11 @@ def run(
 
     Example: autotune run studies/quickstart.yaml
     """
-    from autotune import plan, run, view
+    from autotune import live, plan, run, view
 
     made = plan.confirm(plan.read(study, store))
-    reporter = view.silent() if as_json else view.live(made)
+    goals = tuple(objective.name for objective in made.study.objectives)
+    reporter: live.Reporter = live.Silent() if as_json else live.Live(made.study.name, goals)
     finished = run.run(made, fresh=fresh, cold=cold, reporter=reporter)
     if as_json:
         print(json.dumps(view.finished_json(finished)))
@@ -118,10 +119,12 @@ def show(
 
     Example: autotune show quickstart --trial 3
     """
-    from autotune import report, results, view
+    from autotune import results, view
 
     found = results.load(name_of(study), store)
     if page is not None:
+        from autotune import report
+
         report.write_page(found, page)
         typer.echo(f"The report was written to {page}.", err=as_json)
     if trial is not None:
@@ -179,8 +182,9 @@ def ui(store: StoreOption = STORE, port: Annotated[int, typer.Option("--port", m
     """
     from autotune import tracking
 
+    command = tracking.ui_command(store, port=port)
     typer.echo(f"MLflow opens on http://127.0.0.1:{port}; end it with Ctrl-C.")
-    tracking.serve_ui(store, port)
+    os.execv(command[0], command)
 
 
 @app.command()

@@ -72,9 +72,9 @@ class Finalists(Frozen):
 
 
 class ExecutorSpec(Frozen):
-    """Where trials run."""
+    """Where trials run. `auto` is this machine: in the driver's own process for a recorded engine, else one process a trial."""
 
-    kind: str = "local"
+    kind: str = "auto"
     parallel: int | Literal["auto"] = "auto"
     address: str | None = None
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from autotune import ledger, results
 from autotune.analysis import Candidate, outcome_name
 from autotune.doctor import Finding
-from autotune.errors import NothingMeasured
+from autotune.errors import AutotuneError, NothingMeasured
 from autotune.preview import Preview
 from autotune.results import StudyResults
+from autotune.run import Finished
 from autotune.trial import Configuration, Failed, TrialRecord
 
-console = Console(highlight=False)
+console = Console(highlight=False) if Console().is_terminal else Console(highlight=False, width=200)
+"""Wide enough for a table when the output goes to a file or a pipe, which have no width of their own."""
 
 
 def number(value: Any) -> str:
@@ -118,6 +122,46 @@ def cells(found: StudyResults, one: Candidate) -> list[str]:
         value = number(found.mean(one, objective))
         result.append(value if interval is None else f"{value} [{number(interval.low)}, {number(interval.high)}]")
     return result
+
+
+def print_finished(finished: Finished) -> None:
+    """The end of `autotune run`."""
+    console.print(f"\n{finished.reason}", markup=False)
+    print_study(finished.results)
+    for written in finished.exports:
+        console.print(
+            f"Exported trial {written.trial}: {', '.join(map(str, written.files))}. {written.proof}", markup=False, soft_wrap=True
+        )
+    for sentence in finished.tracking:
+        console.print(sentence, markup=False, soft_wrap=True)
+    if not finished.results.candidates:
+        raise NothingMeasured("No trial was measured; the table above says why each one failed.")
+
+
+def finished_json(finished: Finished) -> dict[str, Any]:
+    """`autotune run --json`."""
+    files = [{"trial": one.trial, "files": [str(path) for path in one.files], "proof": one.proof} for one in finished.exports]
+    return {**study_json(finished.results), "reason": finished.reason, "exports": files, "tracking": list(finished.tracking)}
+
+
+def list_rows(store: Path) -> list[dict[str, Any]]:
+    """One row a study of the store: name, trials, measured, failed, the gain in the first objective."""
+    rows = []
+    for folder in ledger.studies(store):
+        try:
+            found = results.read(folder)
+        except AutotuneError as error:
+            rows.append(
+                {"study": folder.name, "trials": None, "measured": None, "on front": None, "gain": f"cannot be read: {error}"}
+            )
+            continue
+        measured = sum(record.measurement is not None for record in found.records)
+        gained = gain_lines(found)[:1] if found.candidates else ["nothing measured"]
+        members = sum(mark == "member" for mark in found.membership.values())
+        rows.append(
+            {"study": found.name, "trials": len(found.records), "measured": measured, "on front": members, "gain": gained[0]}
+        )
+    return rows
 
 
 def print_study(found: StudyResults) -> None:
