@@ -24,7 +24,7 @@ from autotune.trial import Scalar, Value
 
 NAMES = ("auto", "tpe", "gp", "random", "grid", "nsga2")
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def check(name: str, options: Mapping[str, Value]) -> None:
@@ -72,7 +72,7 @@ def _build(name: str, seed: int, options: dict[str, Any], conditional: bool) -> 
     if name in ("auto", "tpe"):
         # The driver draws the random start itself, so the model is used as soon as it is asked.
         defaults: dict[str, Any] = {"multivariate": True, "group": conditional, "n_startup_trials": 1}
-        return TPESampler(seed=seed, warn_independent_sampling=False, **{**defaults, **options})
+        return TPESampler(seed=seed, **{**defaults, **options})
     if name == "random":
         return RandomSampler(seed=seed, **options)
     if name == "nsga2":
@@ -92,7 +92,7 @@ def _gp(seed: int, options: dict[str, Any]) -> BaseSampler:
             raise MissingPrerequisite(
                 f"The sampler 'gp' needs the package {package!r}, which is not installed: pip install 'autotune[gp]'"
             )
-    return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False, **{"n_startup_trials": 1, **options})
+    return optuna.samplers.GPSampler(seed=seed, **{"n_startup_trials": 1, **options})
 
 
 def _imported(path: str, seed: int, options: dict[str, Any]) -> BaseSampler:
