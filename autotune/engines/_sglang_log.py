@@ -1,0 +1,113 @@
+"""What SGLang's log says: phases of the start-up, and why a server died.
+
+Its exit status says little: the scheduler is a child that ends the whole tree with SIGKILL for a bad value and for lack of
+memory alike, so the child's last exception is what decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from autotune.engines._server import decisive
+from autotune.engines.base import Diagnosis
+from autotune.trial import FailureKind
+
+MILESTONES: Sequence[tuple[str, re.Pattern[str]]] = (
+    ("imports", re.compile(r"Init torch distributed begin")),
+    ("distributed", re.compile(r"Load weight begin")),
+    ("weights", re.compile(r"Load weight end")),
+    ("kv_cache", re.compile(r"Memory pool end|KV Cache is allocated")),
+    ("capture", re.compile(r"Capture .*(?:CUDA|cuda) graph end")),
+)
+READY = re.compile(r"The server is fired up and ready to roll")
+FATAL = re.compile(
+    r"Scheduler hit an exception|Received sigquit from a child process|(?:sglang serve|launch_server\.py|launch\.py): error:"
+)
+
+_REFUSED = re.compile(r"(?:sglang serve|launch_server\.py|launch\.py): error:\s*(?P<said>.*)")
+_EXCEPTION = re.compile(r"^(?:\[[^\]]*\]\s*)?(?:\w+\.)*(?P<type>[A-Z]\w*(?:Error|Exception))(?::\s|$)")
+_ECHO = re.compile(r"EOFError|CancelledError|scheduler (?:is dead|died)|Initialization failed|ConnectionResetError|BrokenPipeError")
+"""What the parent says because the child is gone; never the reason itself."""
+_CONFIGURATION = frozenset(
+    f"{name}Error"
+    for name in (
+        "Assertion",
+        "Attribute",
+        "Import",
+        "Index",
+        "Key",
+        "ModuleNotFound",
+        "NotImplemented",
+        "Type",
+        "Value",
+        "Validation",
+    )
+)
+"""What a combination of values that SGLang cannot run dies of."""
+_MEMORY = re.compile(
+    r"OutOfMemoryError|CUDA out of memory|Not enough memory\. Please try to increase|(?:Prefill|Decode) out of memory"
+    r"|can't allocate memory|Cannot allocate memory|^MemoryError"
+)
+_MACHINE = re.compile(
+    r"[Aa]ddress already in use|No space left on device|uncorrectable ECC|fallen off the bus|no CUDA-capable device"
+    r"|CUDA driver version is insufficient|system not yet initialized|Too many open files"
+)
+
+
+def diagnose(log: str, returncode: int | None) -> Diagnosis | None:
+    """Classify a failure. None when the log holds nothing decisive."""
+    lines = log.splitlines()
+    if found := decisive(lines, _MACHINE):
+        return Diagnosis(
+            kind=FailureKind.MACHINE_FAULT, evidence=_clean(found), advice="Look at the machine; the configuration is not at fault."
+        )
+    if found := decisive(lines, _MEMORY):
+        return Diagnosis(kind=FailureKind.OUT_OF_MEMORY, evidence=_clean(found), advice=_memory_advice(found))
+    if found := decisive(lines, _REFUSED):
+        said = tuple(match["said"] for line in found if (match := _REFUSED.search(line)))
+        return Diagnosis(kind=FailureKind.INVALID_CONFIG, evidence=said, advice="SGLang's own parser refuses these flags.")
+    return _exception(lines, returncode)
+
+
+def _exception(lines: Sequence[str], returncode: int | None) -> Diagnosis | None:
+    """The last exceptions after a traceback began, without the parent's echoes."""
+    start = next((index for index, line in enumerate(lines) if "Traceback (most recent call last)" in line), None)
+    found = [line for line in lines[start:] if _EXCEPTION.match(line) and not _ECHO.search(line)] if start is not None else []
+    if not found:
+        return _killed(lines) if returncode == -9 else None
+    match = _EXCEPTION.match(found[-1])
+    assert match is not None, "found holds only matching lines"
+    evidence = _clean(tuple(dict.fromkeys(found))[-2:])
+    served = any(READY.search(line) for line in lines)
+    if not served and match["type"] in _CONFIGURATION:
+        return Diagnosis(
+            kind=FailureKind.INVALID_CONFIG, evidence=evidence, advice="SGLang cannot run this combination of values here."
+        )
+    when = "while it served" if served else "before it served"
+    return Diagnosis(kind=FailureKind.CRASHED, evidence=evidence, advice=f"SGLang died {when}; the trial's log has the traceback.")
+
+
+def _killed(lines: Sequence[str]) -> Diagnosis | None:
+    """Killed with SIGKILL without a word: SGLang kills its own tree only after it has said so."""
+    if any(FATAL.search(line) for line in lines):
+        return None
+    return Diagnosis(
+        kind=FailureKind.CRASHED,
+        evidence=("SGLang was killed by SIGKILL from outside, and its log names no reason.",),
+        advice="The kernel's out-of-memory killer is the usual cause; look at the machine's free memory.",
+    )
+
+
+def _memory_advice(found: Sequence[str]) -> str:
+    text = " ".join(found)
+    if "Not enough memory" in text:
+        return "No room is left for a KV pool: raise mem_fraction_static, or make the weights smaller (tp_size, quantization)."
+    if "Prefill out of memory" in text or "Decode out of memory" in text:
+        return "The KV pool ran out while serving: lower max_running_requests, or raise mem_fraction_static."
+    return "Lower mem_fraction_static, chunked_prefill_size or cuda_graph_max_bs_decode."
+
+
+def _clean(lines: Sequence[str]) -> tuple[str, ...]:
+    """Lines without SGLang's own time and rank prefix."""
+    return tuple(re.sub(r"^\[\d{4}-\d\d-\d\d [\d:]+[^\]]*\]\s*", "", line)[:500] for line in lines)
