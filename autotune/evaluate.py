@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from autotune import proc, process
+from autotune import gpu, proc, process
 from autotune.advice import advice
 from autotune.engines.base import Context, Engine, Launch, Session
 from autotune.errors import AutotuneError
@@ -146,12 +146,13 @@ def _measure(life: _Life) -> Measurement:
 
 
 def _prepared(launch: Launch, context: Context) -> Launch:
-    """Writes the launch's files and `launch.json` into the trial's folder, and keeps temporary files inside its scratch."""
+    """Writes the launch's files and `launch.json` into the trial's folder; shows it its GPUs and its scratch only."""
     for name, text in launch.files.items():
         path = context.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    launch = launch.model_copy(update={"env": {"TMPDIR": str(context.scratch), **launch.env}})
+    own = {"TMPDIR": str(context.scratch), **(gpu.visible(context.gpus) if context.gpus else {})}
+    launch = launch.model_copy(update={"env": {**own, **launch.env}})
     shown = {
         "argv": redact_argv(launch.argv),
         "env": redact_env(launch.env),

@@ -1,0 +1,95 @@
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from autotune import gpu, proc
+from autotune.leases import Leases
+
+sys.path.insert(0, str(Path(__file__).parent / "executors"))
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    library = importlib.import_module("test_local").FakeNvml()
+    monkeypatch.setattr(gpu, "_nvml", lambda: library)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return library
+
+
+def test_without_a_driver_there_is_nothing_and_nothing_is_raised(monkeypatch):
+    monkeypatch.setattr(gpu, "_nvml", lambda: None)
+    assert gpu.devices() == [] and gpu.baseline([0]) == {} and gpu.used_bytes(0) is None
+    assert gpu.wait_memory_back({}) == {}
+    with gpu.Sampler((), list) as sampler:
+        pass
+    assert sampler.totals() == {} and sampler.evidence() == {"samples": 0}
+
+
+def test_the_real_library_answers_without_raising():
+    gpu._nvml.cache_clear()
+    assert isinstance(gpu.devices(), list)
+
+
+def test_devices_are_those_that_the_driver_may_see(nvml, monkeypatch):
+    assert [(device.index, device.name, device.total_bytes) for device in gpu.devices()] == [
+        (0, "NVIDIA Test", 80 << 30),
+        (1, "NVIDIA Test", 80 << 30),
+    ]
+    for visible, expected in (("1", [1]), ("", []), (f"GPU-test-{os.getpid()}-0", [0]), ("7", [])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert [device.index for device in gpu.devices()] == expected
+
+
+def test_a_lease_holds_against_other_drivers_and_leaves_no_file(nvml):
+    mine, other = Leases(gpu.devices()), Leases(gpu.devices())
+    assert mine.lease(3) is None and mine.leased == ()
+    assert mine.lease(1) == (0,) and other.lease(2) is None and other.lease(1) == (1,)
+    other.give_back((1,))
+    mine.give_back((0, 1))
+    mine.quarantine(0, "lost")
+    assert mine.usable == 1 and mine.lease(2) is None and mine.lease(1) == (1,)
+    mine.give_back((1,))
+    assert not list(Path("/tmp").glob(f"autotune-GPU-test-{os.getpid()}-*"))
+
+
+def test_memory_is_awaited_until_it_is_back(nvml):
+    idle = gpu.baseline([0, 1])
+    nvml.used[1] += 3 << 30
+    assert gpu.wait_memory_back(idle, timeout_s=0.05) == {1: 3 << 30}
+    nvml.used[1] = idle[1] + (100 << 20)
+    assert gpu.wait_memory_back(idle, timeout_s=0.05) == {}
+
+
+def sampled(nvml, members, act):
+    with gpu.Sampler((0, 1), members, interval_s=0.02) as sampler:
+        time.sleep(0.1)
+        act()
+        time.sleep(0.1)
+    return sampler
+
+
+def test_peak_memory_is_the_trees_own_where_the_driver_tells(nvml):
+    me = proc.look(os.getpid())
+
+    def act():
+        nvml.used[0] += 20 << 30
+        nvml.processes[0] = [SimpleNamespace(pid=me.pid, usedGpuMemory=7 << 30), SimpleNamespace(pid=1, usedGpuMemory=9 << 30)]
+
+    sampler = sampled(nvml, lambda: [me], act)
+    totals = sampler.totals()
+    assert totals["peak_gpu_memory_gib"] == 7 and totals["gpu_utilization"] == 0.5 and totals["energy_joule"] > 0
+    assert sampler.evidence()["memory_method"] == "process tree"
+    assert sampler.evidence()["throttled_samples"]["hardware thermal slowdown"] >= 1
+    assert "sm_clock_mhz_min" not in sampler.evidence()
+
+
+def test_peak_memory_is_the_devices_above_idle_where_it_does_not(nvml):
+    sampler = sampled(nvml, list, lambda: nvml.used.update({0: nvml.used[0] + (20 << 30)}))
+    assert sampler.totals()["peak_gpu_memory_gib"] == 20
+    assert sampler.evidence()["memory_method"] == "device total minus idle baseline"
+    assert sampler.between(0.0, 1.0) == {}
