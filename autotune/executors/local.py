@@ -21,7 +21,6 @@ from typing import Any
 
 from autotune import gpu, proc, process
 from autotune.engines.base import Context
-from autotune.evaluate import evaluate
 from autotune.executors import _worker
 from autotune.executors.base import MAX_PARALLEL, Executor, Site
 from autotune.leases import Leases
@@ -56,7 +55,6 @@ class LocalExecutor(Executor):
         self._idle = gpu.baseline(self._leases.devices)
         self._waiting: deque[TrialJob] = deque()
         self._running: list[_Running] = []
-        self._replays: deque[TrialJob] = deque()
         self._impossible: deque[TrialRecord] = deque()
         self._notices: list[str] = []
         self._context = multiprocessing.get_context("forkserver")
@@ -73,12 +71,8 @@ class LocalExecutor(Executor):
         return min(room, asked if isinstance(asked, int) else MAX_PARALLEL)
 
     def submit(self, job: TrialJob) -> None:
-        # A replay launches nothing that could take the driver with it, and a worker would cost more than the replay.
-        if self.site.engines[job.configuration.engine].serves == "recorded":
-            self._replays.append(job)
-        else:
-            self._waiting.append(job)
-            self._start_waiting()
+        self._waiting.append(job)
+        self._start_waiting()
 
     def collect(self, timeout_s: float) -> TrialRecord | None:
         deadline = time.monotonic() + timeout_s
@@ -86,8 +80,6 @@ class LocalExecutor(Executor):
             self._start_waiting()
             if self._impossible:
                 return self._impossible.popleft()
-            if self._replays:
-                return self._replay(self._replays[0])
             left = max(0.0, deadline - time.monotonic())
             sources = {source: one for one in self._running for source in (one.pipe, one.worker.sentinel)}
             if not sources:
@@ -99,7 +91,7 @@ class LocalExecutor(Executor):
                 return None
 
     def running(self) -> tuple[TrialJob, ...]:
-        return (*(one.job for one in self._running), *self._waiting, *self._replays)
+        return (*(one.job for one in self._running), *self._waiting)
 
     def notices(self) -> list[str]:
         said, self._notices = self._notices, []
@@ -108,7 +100,6 @@ class LocalExecutor(Executor):
     def close(self) -> None:
         atexit.unregister(self.close)
         self._waiting.clear()
-        self._replays.clear()
         for one in self._running:
             one.worker.terminate()
         deadline = time.monotonic() + _CLOSE_S
@@ -118,12 +109,6 @@ class LocalExecutor(Executor):
         self._running.clear()
         with contextlib.suppress(OSError):
             process.scratch_root().rmdir()
-
-    def _replay(self, job: TrialJob) -> TrialRecord:
-        engine, context = self.site.engines[job.configuration.engine], self.site.context(job)
-        record = evaluate(job, engine, self.site.workload, context, lambda label, share: self.site.watch(job, label, share))
-        self._replays.popleft()
-        return record
 
     def _start_waiting(self) -> None:
         """Start jobs in order while there is a slot and GPUs for the first of them."""
