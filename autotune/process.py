@@ -93,6 +93,10 @@ class Reaped:
     pids: tuple[int, ...]
     survivors: tuple[int, ...]
 
+    def __str__(self) -> str:
+        said = f"{len(self.pids)} processes of trial {self.trial} of study {self.study}"
+        return f"{said}; {len(self.survivors)} did not end" if self.survivors else said
+
 
 @dataclass
 class Process:

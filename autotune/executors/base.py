@@ -9,6 +9,7 @@ A new executor is one file in this folder whose module-level name `executor` is 
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,11 +93,15 @@ class Executor(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End every running trial now, all of its processes with it. Idempotent."""
+        """End every running trial now, all of its processes with it, and call `forget_scratch`. Idempotent."""
 
     def notices(self) -> list[str]:
         """What the user should know since the last call, such as a quarantined GPU."""
         return []
+
+    def forget_scratch(self) -> None:
+        """Remove the driver's scratch folder, which each trial has emptied of its own."""
+        shutil.rmtree(process.scratch_root(), ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self

@@ -39,6 +39,7 @@ class InlineExecutor(Executor):
 
     def close(self) -> None:
         self._waiting.clear()
+        self.forget_scratch()
 
 
 executor = InlineExecutor

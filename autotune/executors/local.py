@@ -107,8 +107,7 @@ class LocalExecutor(Executor):
             _wait(one, deadline)
             self._clean(one)
         self._running.clear()
-        with contextlib.suppress(OSError):
-            process.scratch_root().rmdir()
+        self.forget_scratch()
 
     def _start_waiting(self) -> None:
         """Start jobs in order while there is a slot and GPUs for the first of them."""
