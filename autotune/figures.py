@@ -6,16 +6,17 @@ Every figure marks the engine's default, and shows an interval where one was mea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 
-from autotune.analysis import Analysis, Candidate, outcome_name
+from autotune.analysis import Analysis, Candidate, outcome_name, phases, short
 from autotune.effects import Effect
 from autotune.errors import NothingMeasured
 from autotune.metrics import lookup
 from autotune.score import Objective
-from autotune.trial import Configuration
+from autotune.secrets import redact
 
 COLOURS = {"member": "#0b6e4f", "contender": "#6bbf59", "beaten": "#9aa0a6", "infeasible": "#c8553d", "default": "#1f4e9c"}
 SERIES = ("#1f4e9c", "#0b6e4f", "#c8553d", "#8e5ea2", "#d49a00", "#3a9ab8", "#7a5c3e", "#5b6770")
@@ -56,7 +57,7 @@ def load_curves(analysis: Analysis, metric: str, trials: Sequence[int]) -> go.Fi
         if pairs:
             is_default = default is not None and trial == default.trial
             style = {"color": COLOURS["default"], "dash": "dash"} if is_default else {"color": SERIES[(place + 1) % len(SERIES)]}
-            name = f"{trial}: default" if is_default else f"{trial}: {short(record.configuration)}"
+            name = f"{trial}: default" if is_default else f"{trial}: {escape(short(record.configuration))}"
             x, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
             figure.add_trace(go.Scatter(x=x, y=y, mode="lines+markers", name=name, line=style))
     if not figure.data:
@@ -73,7 +74,7 @@ def effects(found: Sequence[Effect]) -> go.Figure | None:
     figure = go.Figure()
     for place, objective in enumerate(dict.fromkeys(effect.objective for effect in found)):
         mine = [effect for effect in found if effect.objective == objective]
-        texts = [", ".join(f"{label}: {value:.4g}" for label, value in effect.means.items()) for effect in mine]
+        texts = [escape(redact(", ".join(f"{label}: {value:.4g}" for label, value in one.means.items()))) for one in mine]
         bars = {"x": [effect.share for effect in mine], "y": [effect.parameter for effect in mine], "hovertext": texts}
         figure.add_trace(go.Bar(**bars, orientation="h", name=objective, marker_color=SERIES[place % len(SERIES)]))
     figure.update_layout(title="What the objectives depend on", xaxis_title="share of variance explained (epsilon squared)")
@@ -84,12 +85,12 @@ def effects(found: Sequence[Effect]) -> go.Figure | None:
 
 def seconds(analysis: Analysis) -> go.Figure | None:
     """Where each trial's wall time went, by phase; None when nothing was timed."""
-    phases = dict.fromkeys(phase for record in analysis.records for phase in record.seconds)
+    spent = [(record, phases(record)) for record in analysis.records]
     figure = go.Figure()
-    for place, phase in enumerate(phases):
-        mine = [record for record in analysis.records if phase in record.seconds]
-        x, y = [record.number for record in mine], [record.seconds[phase] for record in mine]
-        hover = [f"trial {record.number}: {outcome_name(record)}" for record in mine]
+    for place, phase in enumerate(dict.fromkeys(phase for _, split in spent for phase in split)):
+        mine = [(record, split[phase]) for record, split in spent if phase in split]
+        x, y = [record.number for record, _ in mine], [seconds for _, seconds in mine]
+        hover = [f"trial {record.number}: {outcome_name(record)}" for record, _ in mine]
         figure.add_trace(go.Bar(x=x, y=y, name=phase, hovertext=hover, marker_color=SERIES[place % len(SERIES)]))
     if not figure.data:
         return None
@@ -117,12 +118,6 @@ def axis(name: str) -> str:
     except KeyError:
         return name
     return f"{name} [{unit}]"
-
-
-def short(configuration: Configuration, limit: int = 60) -> str:
-    """A configuration's overrides on one line."""
-    text = ", ".join(f"{name}={value}" for name, value in configuration.values.items()) or "default"
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _marked(analysis: Analysis) -> dict[str, list[Candidate]]:
@@ -166,7 +161,8 @@ def _errors(analysis: Analysis, group: Sequence[Candidate], objective: Objective
 def _hover(analysis: Analysis, one: Candidate) -> str:
     lines = [f"<b>trial {one.trial}</b>, measured {len(one.records)} time{'' if len(one.records) == 1 else 's'}"]
     lines += [f"{name}: {value:.5g}" for name, value in zip(analysis.objective_names, analysis.point(one), strict=True)]
-    lines += [f"{name} = {value}" for name, value in one.records[0].configuration.values.items()] or ["engine's default"]
+    values = one.records[0].configuration.values
+    lines += [escape(redact(f"{name} = {value}")) for name, value in values.items()] or ["engine's default"]
     return "<br>".join(lines)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from autotune import ledger, source
 from autotune import study as studies
-from autotune.analysis import Analysis, outcome_name
+from autotune.analysis import Analysis, outcome_name, total_seconds
 from autotune.errors import NotFound, NothingMeasured, nearest
 from autotune.trial import Failed, TrialRecord
 
@@ -83,7 +83,7 @@ class StudyResults(Analysis):
             "engine": record.configuration.engine,
             "configuration": record.configuration.digest,
             "started_at": record.started_at or None,
-            "seconds": sum(record.seconds.values()) if record.seconds else None,
+            "seconds": total_seconds(record),
         }
         row |= {f"param.{name}": record.configuration.values.get(name, record.effective.get(name)) for name in names}
         row |= dict(record.measurement.totals) if record.measurement else {}

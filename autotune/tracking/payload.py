@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.analysis import Analysis, outcome_name
+from autotune.analysis import Analysis, outcome_name, total_seconds
 from autotune.secrets import is_secret_name, redact, redact_env
 from autotune.trial import Failed, Frozen, Row, TrialRecord, digest_of
 
@@ -67,7 +67,7 @@ def of_trial(analysis: Analysis, record: TrialRecord, tags: Mapping[str, str], n
         key=key_of(record),
         name=f"{record.number:04d} {record.origin}" + (f" (attempt {record.attempt})" if record.attempt > 1 else ""),
         started_at=started,
-        ended_at=started + int(1000 * sum(record.seconds.values())),
+        ended_at=started + int(1000 * (total_seconds(record) or 0)),
         failed=isinstance(record.outcome, Failed),
         params=_params(analysis, record, names),
         metrics=tuple(_metrics(analysis, record, started)),
@@ -104,9 +104,9 @@ def metric_key(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"[^\w\-. :/]", "_", text)).strip()[:250]
 
 
-def logs(record: TrialRecord) -> dict[str, str]:
+def logs(record: TrialRecord, study: Path | None) -> dict[str, str]:
     """The ends of the trial's own text files, secrets masked, by their path below the trial's folder."""
-    folder = Path(record.folder) if record.folder else None
+    folder = (study or Path()) / record.folder if record.folder else None
     if folder is None or not folder.is_dir():
         return {}
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in LOG_SUFFIXES and path.is_file() and not path.is_symlink()]

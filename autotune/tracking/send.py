@@ -163,7 +163,7 @@ def _fill(server: Server, results: StudyResults, record: TrialRecord, state: Sta
     one, known = payload.of_trial(results, record, {}, names), server.known[payload.key_of(record)]
     due = state.sent.get(one.key) != one.body
     if due:
-        server.fill(known.run_id, known.params, one, payload.logs(record))
+        server.fill(known.run_id, known.params, one, payload.logs(record, results.folder))
         known.params |= one.params
         state.sent[one.key] = one.body
     server.names[one.key] = names

@@ -1,0 +1,129 @@
+"""The rows of a study's tables, for the terminal and for the report alike. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autotune import bands, effects
+from autotune.analysis import Analysis, outcome_name, short, total_seconds
+from autotune.errors import NothingMeasured
+from autotune.secrets import redact
+from autotune.trial import Failed, TrialRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table: its columns and cells; an absent value is None."""
+
+    title: str
+    columns: tuple[str, ...]
+    cells: tuple[tuple[Any, ...], ...]
+
+
+def gain_lines(analysis: Analysis) -> list[str]:
+    """A sentence per objective: the gain over the default, or why there is none."""
+    lines, default = [], analysis.default_candidate
+    for name in analysis.objective_names:
+        try:
+            gain = analysis.gain(name)
+        except NothingMeasured as error:
+            lines.append(str(error))
+            continue
+        best = default is not None and gain.trial == default.trial
+        lines.append(
+            f"{name}: no configuration is better than the default beyond noise." if best else f"{gain}, trial {gain.trial}."
+        )
+    return list(dict.fromkeys(lines))
+
+
+def losers(analysis: Analysis) -> Rows:
+    """Why trials have no place on the front: failures by kind with advice, broken constraints, and the beaten."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for record in analysis.records:
+        reason = _reason(analysis, record)
+        if reason is not None:
+            groups.setdefault(reason, []).append(record.number)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    cells = tuple((kind, len(numbers), _numbers(numbers), redact(advice)) for (kind, advice), numbers in ordered)
+    return Rows("Why the others lost", ("outcome", "count", "trials", "advice"), cells)
+
+
+def front_rows(analysis: Analysis) -> Rows:
+    """The front and its contenders, then the default where it is not among them."""
+    found, default = analysis.noisy_front, analysis.default_candidate
+    shown = [(analysis.feasible[index], "member", found.ties[index]) for index in found.members]
+    shown += [(analysis.feasible[index], "contender", found.ties[index]) for index in found.contenders]
+    if default is not None and all(one is not default for one, _, _ in shown):
+        shown.append((default, "default", ()))
+    cells = []
+    for one, mark, ties in shown:
+        values = [_with_interval(analysis, one.trial, name) for name in analysis.objective_names]
+        tied = _numbers([analysis.feasible[index].trial for index in ties])
+        label = f"{mark}, default" if one is default and mark != "default" else mark
+        cells.append((one.trial, *values, label, tied or None, len(one.records), short(one.records[0].configuration, 200)))
+    columns = ("trial", *analysis.objective_names, "place", "tied with", "runs", "configuration")
+    return Rows("Front", columns, tuple(cells))
+
+
+def trial_rows(analysis: Analysis) -> Rows:
+    """Every trial with its outcome and objective values."""
+    cells = []
+    for record in analysis.records:
+        found = analysis.score(record)
+        values = found.values if found else (None,) * len(analysis.objective_names)
+        seconds = total_seconds(record)
+        where = (None if seconds is None else round(seconds, 1), short(record.configuration, 200))
+        cells.append((record.number, str(record.origin), _outcome(analysis, record), *values, *where))
+    columns = ("trial", "origin", "outcome", *analysis.objective_names, "seconds", "configuration")
+    return Rows("All trials", columns, tuple(cells))
+
+
+def health_rows(analysis: Analysis, trial: int) -> Rows:
+    """The guides' health bands beside what a trial measured, at its worst load level."""
+    cells = tuple(
+        (one.band.name, one.value, one.level or None, bands.text(one.band), "inside" if one.inside else one.band.outside)
+        for one in bands.readings(analysis.record(trial))
+    )
+    return Rows(f"Health bands of the guides, trial {trial}", ("metric", "value", "at", "band", "reading"), cells)
+
+
+def effect_rows(analysis: Analysis) -> Rows:
+    """What the objectives depend on, strongest first."""
+    cells = tuple((one.parameter, one.objective, one.share, one.trials) for one in effects.effects(analysis))
+    return Rows("What the objectives depend on", ("parameter", "objective", "share of variance", "configurations"), cells)
+
+
+def _reason(analysis: Analysis, record: TrialRecord) -> tuple[str, str] | None:
+    """Outcome and advice of a trial off the front; None for one on it."""
+    if isinstance(record.outcome, Failed):
+        return outcome_name(record), record.outcome.advice
+    found = analysis.score(record)
+    if found is None:
+        return "incomplete", "A number that the study's objectives need was not measured."
+    broken = [bound.name for bound, value in zip(analysis.study.constraints, found.violations, strict=True) if value > 0]
+    if broken:
+        return "breaks a constraint", f"Broken: {'; '.join(broken)}."
+    if record.number in analysis.membership:
+        return None
+    if not analysis.candidate(record.number).feasible:
+        return "did not hold", "The same configuration failed or broke a constraint when it was measured again."
+    return "beaten", "Another configuration is at least as good in every objective, beyond noise."
+
+
+def _outcome(analysis: Analysis, record: TrialRecord) -> str:
+    found = analysis.score(record)
+    reused = f", reused from {record.reused_from}" if record.reused_from else ""
+    return outcome_name(record) + ("" if found is None or found.feasible else ", breaks a constraint") + reused
+
+
+def _with_interval(analysis: Analysis, trial: int, metric: str) -> str:
+    one, objective = analysis.candidate(trial), analysis.objective(metric)
+    interval = analysis.interval(one, objective)
+    value = f"{analysis.mean(one, objective):.4g}"
+    return value if interval is None else f"{value} [{interval.low:.4g}, {interval.high:.4g}]"
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:20])) + (f" and {len(numbers) - 20} more" if len(numbers) > 20 else "")
