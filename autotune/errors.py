@@ -48,6 +48,14 @@ class Mistake:
         return text
 
 
+class WrongValue(ValueError):
+    """Raised by a model's validator that knows more than where the model stands: `at` leads from there to the value."""
+
+    def __init__(self, problem: str, *at: str | int, **details: str | None) -> None:
+        self.problem, self.at, self.details = problem, at, details
+        super().__init__(problem)
+
+
 class AutotuneError(Exception):
     """A problem the user can act on."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from autotune import engines, exporters, source, spaces, study, workloads
+from autotune import engines, exporters, spaces, study, validation, workloads
 from autotune.engines.base import Engine, Flag, Identity, Verdict
 from autotune.errors import AutotuneError, InvalidInput, Mistake, NotFound, nearest
 from autotune.score import Selector
@@ -133,12 +133,12 @@ def _named(section: Mapping[str, Any], text: Source, place: Place, what: str, ki
 
 def _engine(section: Mapping[str, Any], text: Source, place: Place) -> Engine:
     found = engines.get(_named(section, text, place, "engine", engines.kinds()))
-    return found(source.validate(found.Options, dict(section), text, place))
+    return found(validation.validate(found.Options, dict(section), text, place))
 
 
 def _workload(section: Mapping[str, Any], text: Source) -> Workload:
     found = workloads.get(_named(section, text, ("workload",), "workload", workloads.kinds()))
-    return found(source.validate(found.Options, dict(section), text, ("workload",)))
+    return found(validation.validate(found.Options, dict(section), text, ("workload",)))
 
 
 def _workload_fits(parsed: Study, text: Source, built: Mapping[str, Engine], workload: Workload) -> Iterator[Mistake]:

@@ -1,17 +1,18 @@
-"""Reads a user's YAML with the line of every value, and turns validation errors into mistakes that point at them."""
+"""Reads a user's YAML with the line of every value. Numbers are read as YAML 1.2 has them: `1e-5` is one, `.nan` is refused."""
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
-from autotune.errors import InvalidInput, Mistake, nearest
+from autotune.errors import InvalidInput, Mistake
+from autotune.secrets import redact
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
@@ -22,8 +23,10 @@ _CONVERTED = {"tag:yaml.org,2002:" + name for name in ("null", "bool", "int", "f
 _TEXT = {"tag:yaml.org,2002:" + name for name in ("str", "timestamp", "value", "merge")}
 _COLLECTIONS = {"tag:yaml.org,2002:" + name for name in ("map", "seq")}
 
+_SCIENTIFIC = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+"""Floats that YAML 1.1, which the parser follows, takes for text because they lack a point or a sign."""
+
 Place = tuple[str | int, ...]
-ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,16 @@ class Source:
         return self.lines.get(known)
 
     def mistake(self, place: Sequence[str | int], problem: str, **details: Any) -> Mistake:
-        """A Mistake at a place of this file."""
-        return Mistake(path=dotted(place), problem=problem, line=self.line(place), file=self.file, **details)
+        """A Mistake at a place of this file; credentials in what was found are masked."""
+        if details.get("found") is not None:
+            details["found"] = redact(details["found"])
+        return Mistake(path=dotted(place), problem=redact(problem), line=self.line(place), file=self.file, **details)
+
+    def placed(self, mistake: Mistake, place: Sequence[str | int]) -> Mistake:
+        """A mistake that knows no file, put at a place of this one; one that does is left where it is."""
+        if mistake.file is not None:
+            return mistake
+        return replace(mistake, path=dotted(place), line=self.line(place), file=self.file)
 
 
 def dotted(place: Sequence[str | int]) -> str:
@@ -133,105 +144,19 @@ class _Builder:
         return result
 
     def scalar(self, node: yaml.Node, place: Place) -> Any:
-        plain = {"tag:yaml.org,2002:" + name for name in ("null", "bool", "int", "float")}
-        if node.tag not in plain:
-            if node.tag in (
-                "tag:yaml.org,2002:str",
-                "tag:yaml.org,2002:timestamp",
-                "tag:yaml.org,2002:value",
-                "tag:yaml.org,2002:merge",
-            ):
-                return str(node.value)
+        text = str(node.value)
+        if node.tag in _TEXT:
+            plain = getattr(node, "style", None) is None and node.tag.endswith(":str")
+            return self.finite(node, place, float(text)) if plain and _SCIENTIFIC.fullmatch(text) else text
+        if node.tag not in _CONVERTED:
             raise self.refuse(node, place, f"The YAML tag {node.tag!r} is not allowed; only plain values are.")
         try:
-            return self.loader.construct_object(node)
+            return self.finite(node, place, self.loader.construct_object(node))
         except (ValueError, OverflowError, KeyError, IndexError) as error:
-            raise self.refuse(node, place, f"{str(node.value)[:60]!r} cannot be read as a value.") from error
+            raise self.refuse(node, place, f"{text[:60]!r} cannot be read as a value.") from error
 
-
-def validate(model: type[ModelT], data: Any, source: Source, at: Place = ()) -> ModelT:
-    """Validate `data`, which stands at `at` in `source`. Raises InvalidInput with every mistake found."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise InvalidInput(mistakes(error, model, source, at)) from error
-
-
-def mistakes(error: ValidationError, model: type[BaseModel], source: Source, at: Place = ()) -> list[Mistake]:
-    """Every error of a pydantic validation, in file order, each with its line and the nearest right name."""
-    details = error.errors(include_url=False)
-    hollow = {"too_short", "missing"} if len(details) > 1 else set()
-    found = [
-        _mistake(detail, model, source, at) for detail in details if not (detail["type"] in hollow and _follows(detail, details))
-    ]
-    unique = {(mistake.path, mistake.problem): mistake for mistake in found}
-    return sorted(unique.values(), key=lambda mistake: (mistake.line or 0, mistake.path))
-
-
-def _follows(detail: Any, details: Sequence[Any]) -> bool:
-    """Whether an error only repeats one inside it: a list is too short because its items were refused."""
-    loc = detail["loc"]
-    return any(len(other["loc"]) > len(loc) and other["loc"][: len(loc)] == loc for other in details)
-
-
-def _mistake(detail: Any, model: type[BaseModel], source: Source, at: Place) -> Mistake:
-    place = at + _real(detail["loc"], source, at)
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        name = str(detail["loc"][-1])
-        fields = sorted(set(_fields(model, detail["loc"][:-1])))
-        return source.mistake(
-            place, f"{name!r} is not known here.", allowed=", ".join(fields) or None, nearest=nearest(name, fields)
-        )
-    if kind == "missing":
-        return source.mistake(place, f"{detail['loc'][-1]!r} is missing.")
-    message = sentence(str(detail["msg"]))
-    allowed = context.get("expected") or context.get("expected_tags")
-    close = None
-    if allowed and isinstance(detail["input"], str):
-        close = nearest(detail["input"], [word.strip("' ") for word in str(allowed).replace(" or ", ",").split(",")])
-    shown = None if isinstance(detail["input"], dict | list) or kind == "value_error" else shorten(detail["input"])
-    return source.mistake(place, message, found=shown, nearest=close)
-
-
-def _real(loc: tuple[str | int, ...], source: Source, at: Place) -> Place:
-    """A pydantic location without the names of union members that it threads in; a missing last name is kept."""
-    place: Place = ()
-    for index, part in enumerate(loc):
-        if (*at, *place, part) in source.lines or index == len(loc) - 1:
-            place = (*place, part)
-    return place
-
-
-def _fields(model: Any, loc: Sequence[str | int]) -> Iterator[str]:
-    """Names a mapping at `loc` below `model` may hold."""
-    for member in _models(model):
-        if not loc:
-            yield from (info.alias or name for name, info in member.model_fields.items())
-        elif isinstance(loc[0], str) and loc[0] in member.model_fields:
-            yield from _fields(member.model_fields[loc[0]].annotation, loc[1:])
-        elif isinstance(loc[0], int) or loc[0] not in member.model_fields:
-            yield from _fields(member, loc[1:])
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        yield from _models(get_args(annotation)[0])
-    elif origin in (Union, types.UnionType) or origin in (list, tuple, dict, Mapping, Sequence):
-        for argument in get_args(annotation):
-            yield from _models(argument)
-    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-
-
-def sentence(message: str) -> str:
-    """A pydantic message as a whole sentence."""
-    text = message.removeprefix("Value error, ")
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
-
-
-def shorten(value: Any, limit: int = 80) -> str:
-    """A value as a short text for a message."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    def finite(self, node: yaml.Node, place: Place, value: Any) -> Any:
+        """No number of a study is infinite, and nothing can be measured or compared at one that is not a number."""
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self.refuse(node, place, f"{str(node.value)[:60]!r} is not a finite number.")
+        return value

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from autotune import source
+from autotune import source, validation
 from autotune.score import Constraint, Objective, Selector
 from autotune.source import Source
 from autotune.trial import Frozen, Value, digest_of
@@ -175,4 +175,4 @@ def load(path: Path) -> tuple[Study, Source]:
 
 def validate(text: Source) -> tuple[Study, Source]:
     """Validate a parsed study. Raises InvalidInput."""
-    return source.validate(Study, text.data, text), text
+    return validation.validate(Study, text.data, text), text
