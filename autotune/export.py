@@ -77,7 +77,7 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
     study, record = found.study, chosen.records[0]
     made = plan.assemble(study, source.read((found.folder or store / study.name) / STUDY), store)
     engine = made.engines[record.configuration.engine]
-    values = {**engine.options.fixed, **record.configuration.values}
+    values = engine.explicit(record.configuration, made.cache)
     env = {name.removeprefix("env."): str(value) for name, value in values.items() if name.startswith("env.")}
     identity = _identity(engine, found)
     when = datetime.fromtimestamp(record.started_at, UTC).date().isoformat() if record.started_at else ""
@@ -90,7 +90,9 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
         configuration=record.configuration,
         parameters={name: value for name, value in values.items() if not name.startswith("env.")},
         env={**engine.options.env, **env},
+        interpreter=engine.options.python,
         gpus=len(record.gpus),
+        options=engine.options.model_dump(mode="json", exclude_unset=True),
         figures=tuple(_figures(found, chosen)),
         measured_on=f"{when} on {identity.device}".strip(),
     )

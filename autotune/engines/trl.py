@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import yaml
+from pydantic import model_validator
 
 from autotune import gpu, process
 from autotune.engines import _environment, _learner_model
@@ -22,6 +23,8 @@ from autotune.trial import Configuration, Value
 
 HERE = Path(__file__).parent / "_trl"
 CONFIG = "trial.yaml"
+FAMILY = "qwen3"
+"""Architecture of the synthetic model."""
 PACKAGES = ("trl", "transformers", "torch", "accelerate", "peft", "datasets", "vllm", "deepspeed", "liger-kernel")
 _DATA = {"grpo": "prompts", "rloo": "prompts", "dpo": "pairs"}
 _REFUSALS = ("ValueError", "TypeError", "HfArgumentParserError", "ArgumentError", "ImportError", "ModuleNotFoundError")
@@ -63,6 +66,19 @@ class TrlOptions(TrainingOptions):
     script: Path | None = None
     """A training script of the user's own that takes `--config FILE --seed N` as TRL's scripts do; None is TRL's."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _implied(cls, section: Any) -> Any:
+        """What the options say in TRL's own words, so that conditions and rules of the space can read it."""
+        if not isinstance(section, Mapping):
+            return section
+        implied: dict[str, Value] = dict(_ON_CPU) if section.get("cpu") is True else {}
+        if section.get("dataset") is not None:
+            implied["dataset_name"] = section["dataset"]
+        if section.get("reward") is not None:
+            implied["reward_funcs"] = [section["reward"]]
+        return {**section, "fixed": {**implied, **(section.get("fixed") or {})}}
+
 
 class Trl(Engine):
     """Trains with TRL."""
@@ -79,26 +95,23 @@ class Trl(Engine):
     def gpus_needed(self, configuration: Configuration) -> int:
         return 0 if self.options.cpu else self.options.processes
 
-    def arguments(self, configuration: Configuration, cache: Path) -> dict[str, Value]:
+    def model_path(self, cache: Path) -> str:
+        return str(_learner_model.folder(self.options.model, FAMILY, cache) or self.options.model)
+
+    def arguments(self, configuration: Configuration, model: str) -> dict[str, Value]:
         """What the training is asked for, without what a trial alone needs; the exported file holds the same."""
-        options = self.options
-        asked: dict[str, Value] = {"model_name_or_path": options.model, "dataset_name": options.dataset, "reward_funcs": None}
-        if options.algorithm != "dpo" and options.reward is not None:
-            asked["reward_funcs"] = [options.reward]
-        learner = _learner_model.folder(options.model, "qwen3", cache)
-        if learner is not None:
-            asked["model_name_or_path"] = str(learner)
-            asked["dataset_name"] = options.dataset or str(learner / "data" / _DATA[options.algorithm])
-            if options.algorithm != "dpo":
-                asked["reward_funcs"] = [options.reward or "learner_rewards.share_on_target"]
-        asked |= _ON_CPU if options.cpu else {}
-        asked |= {**options.fixed, **configuration.values}
+        asked: dict[str, Value] = {"model_name_or_path": model}
+        if _learner_model.size_of(self.options.model) is not None:
+            asked["dataset_name"] = str(Path(model) / "data" / _DATA[self.options.algorithm])
+            if self.options.algorithm != "dpo":
+                asked["reward_funcs"] = ["learner_rewards.share_on_target"]
+        asked |= {**self.options.fixed, **configuration.values}
         return {name: value for name, value in asked.items() if value is not None and not name.startswith("env.")}
 
     def launch(self, configuration: Configuration, context: Context) -> Launch:
         options = self.options
         content = {
-            **self.arguments(configuration, context.cache),
+            **self.arguments(configuration, self.model_path(context.cache)),
             **_OURS,
             "max_steps": options.total_steps,
             "output_dir": str(context.scratch / "output"),
@@ -131,14 +144,14 @@ class Trl(Engine):
         }
 
     def open(self, launch: Launch, context: Context) -> Session:
-        _learner_model.make(self.options.model, "qwen3", context.cache, _environment.interpreter(self.options.python))
+        _learner_model.make(self.options.model, FAMILY, context.cache, _environment.interpreter(self.options.python))
         return LaunchedTraining(launch, context, self.options, Dialect(read_line, reseed, self.diagnose))
 
     def flags(self) -> Mapping[str, Flag]:
         return {name: Flag(**flag) for name, flag in self._ask({"ask": "flags"}).items()}
 
     def preflight(self, configurations: Sequence[Configuration]) -> list[Verdict]:
-        asked = [self.arguments(configuration, Path("cache")) for configuration in configurations]
+        asked = [self.arguments(configuration, self.options.model) for configuration in configurations]
         return [Verdict(**verdict) for verdict in self._ask({"ask": "check", "arguments": asked})]
 
     def _ask(self, question: Mapping[str, Value]) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from autotune import gpu, process
 from autotune.engines import _environment, _learner_model
@@ -28,6 +28,8 @@ CPU_FOLDER = HERE / "_verl_cpu"
 TRIAL_FOLDER = HERE / "_verl"
 PACKAGES = ("verl", "torch", "transformers", "ray", "tensordict", "vllm", "sglang", "flash-attn", "liger-kernel")
 A = "actor_rollout_ref"
+FAMILY = "llama"
+"""Architecture of the synthetic model: for Qwen3 verl wants tokens of Qwen's own tokenizer."""
 _REFUSALS = (
     "ValueError", "AssertionError", "NotImplementedError", "InstantiationException", "ConfigCompositionException", "TypeError",
     "ConfigAttributeError", "ValidationError", "MissingMandatoryValue", "ImportError", "ModuleNotFoundError",
@@ -46,8 +48,7 @@ _OURS: Mapping[str, Value] = {
     "trainer.project_name": "autotune",
     "trainer.experiment_name": "trial",
 }
-_ONE_MACHINE: Mapping[str, Value] = {
-    "trainer.nnodes": 1,
+_SMALL: Mapping[str, Value] = {
     f"{A}.rollout.tensor_model_parallel_size": 1,
     f"{A}.rollout.agent.num_workers": 1,
     "reward.num_workers": 1,
@@ -99,6 +100,19 @@ _SUMS: Mapping[str, tuple[str, ...]] = {
 _MUST_BE_FINITE = ("loss", "grad_norm", "reward", "kl", "entropy")
 
 
+def _reward(place: str) -> dict[str, Value]:
+    path, _, function = place.rpartition(":")
+    return {"reward.custom_reward_function.path": path, "reward.custom_reward_function.name": function}
+
+
+def _data(section: Mapping[str, Any]) -> dict[str, Value]:
+    """Prompts and reward as the section names them."""
+    found: dict[str, Value] = {}
+    if section.get("dataset") is not None:
+        found |= {"data.train_files": section["dataset"], "data.val_files": section.get("validation") or section["dataset"]}
+    return found | (_reward(str(section["reward"])) if section.get("reward") is not None else {})
+
+
 class VerlOptions(TrainingOptions):
     """The `engine:` section of a verl study. `dataset` is a parquet file of prompts; `processes` is trainer.n_gpus_per_node."""
 
@@ -107,6 +121,24 @@ class VerlOptions(TrainingOptions):
     """A parquet file; verl wants one even where it never validates. None is the training file."""
     poll_s: float = Field(default=0.05, gt=0)
     """How often the trainer looks for finished samples; verl's own 2 s hide a short step's speed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _implied(cls, section: Any) -> Any:
+        """What the options say in verl's own words, so that conditions and rules of the space can read it."""
+        if not isinstance(section, Mapping):
+            return section
+        processes = section.get("processes", 1)
+        implied: dict[str, Value] = {
+            "algorithm.adv_estimator": "gae" if section.get("algorithm") == "ppo" else "grpo",
+            "trainer.n_gpus_per_node": processes,
+            "trainer.nnodes": 1,
+            f"{A}.rollout.n_gpus_per_node": processes,
+            **_SMALL,
+            **(_ON_CPU if section.get("cpu") is True else {}),
+            **_data(section),
+        }
+        return {**section, "fixed": {**implied, **(section.get("fixed") or {})}}
 
 
 class Verl(Engine):
@@ -124,43 +156,24 @@ class Verl(Engine):
     def gpus_needed(self, configuration: Configuration) -> int:
         return 0 if self.options.cpu else self.options.processes
 
-    def parameters(self, configuration: Configuration, cache: Path) -> dict[str, Value]:
-        """What the training is asked for, without what a trial alone needs; the exported file holds the same."""
-        options = self.options
-        asked: dict[str, Value] = {
-            "algorithm.adv_estimator": "grpo" if options.algorithm == "grpo" else "gae",
-            "trainer.n_gpus_per_node": options.processes,
-            f"{A}.rollout.n_gpus_per_node": options.processes,
-            **self.material(cache),
-            **_ONE_MACHINE,
-            **(_ON_CPU if options.cpu else {}),
-            **options.fixed,
-            **configuration.values,
-        }
-        if options.algorithm == "ppo":
-            asked.setdefault("critic.model.path", asked[f"{A}.model.path"])
-        return {name: value for name, value in asked.items() if not name.startswith("env.")}
+    def model_path(self, cache: Path) -> str:
+        return str(_learner_model.folder(self.options.model, FAMILY, cache) or self.options.model)
 
-    def material(self, cache: Path) -> dict[str, Value]:
-        """Model, prompts and reward."""
-        options = self.options
-        learner = _learner_model.folder(options.model, "llama", cache)
-        data = learner / "data" / "verl" if learner is not None else None
-        train = options.dataset or (str(data / "train.parquet") if data else None)
-        validation = options.validation or (str(data / "validation.parquet") if data else train)
-        reward = options.reward or (
-            f"{_learner_model.FOLDER / 'learner_rewards.py'}:compute_score" if learner is not None else None
-        )
-        found: dict[str, Value] = {f"{A}.model.path": str(learner or options.model)}
-        found |= {"data.train_files": train, "data.val_files": validation} if train is not None else {}
-        if reward is not None:
-            path, _, function = reward.rpartition(":")
-            found |= {"reward.custom_reward_function.path": path, "reward.custom_reward_function.name": function}
-        return found
+    def parameters(self, configuration: Configuration, model: str) -> dict[str, Value]:
+        """What the training is asked for, without what a trial alone needs; the exported file holds the same."""
+        asked: dict[str, Value] = {f"{A}.model.path": model}
+        if self.options.algorithm == "ppo":
+            asked["critic.model.path"] = model
+        if _learner_model.size_of(self.options.model) is not None:
+            data = Path(model) / "data" / "verl"
+            asked |= {"data.train_files": str(data / "train.parquet"), "data.val_files": str(data / "validation.parquet")}
+            asked |= _reward(f"{_learner_model.FOLDER / 'learner_rewards.py'}:compute_score")
+        asked |= {**self.options.fixed, **configuration.values}
+        return {name: value for name, value in asked.items() if not name.startswith("env.")}
 
     def launch(self, configuration: Configuration, context: Context) -> Launch:
         asked = {
-            **self.parameters(configuration, context.cache),
+            **self.parameters(configuration, self.model_path(context.cache)),
             **_OURS,
             "trainer.total_training_steps": self.options.total_steps,
             "trainer.default_local_dir": str(context.scratch / "checkpoints"),
@@ -200,7 +213,7 @@ class Verl(Engine):
         }
 
     def open(self, launch: Launch, context: Context) -> Session:
-        _learner_model.make(self.options.model, "llama", context.cache, _environment.interpreter(self.options.python))
+        _learner_model.make(self.options.model, FAMILY, context.cache, _environment.interpreter(self.options.python))
         place = ray_folder(context)
         place.mkdir(parents=True, exist_ok=True)
         dialect = Dialect(
@@ -209,8 +222,7 @@ class Verl(Engine):
         return LaunchedTraining(launch, context, self.options, dialect)
 
     def preflight(self, configurations: Sequence[Configuration]) -> list[Verdict]:
-        cache = Path("cache")
-        asked = [self.parameters(configuration, cache) for configuration in configurations]
+        asked = [self.parameters(configuration, self.options.model) for configuration in configurations]
         return [Verdict(**verdict) for verdict in self.ask({"overrides": [list(map(override, a, a.values())) for a in asked]})]
 
     def ask(self, question: Mapping[str, Value]) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -45,10 +46,14 @@ class Winner(Frozen):
     """What the engine was given: a local folder or a hub name."""
     configuration: Configuration
     parameters: Mapping[str, Value]
-    """Fixed and tuned parameters together, by the engine's own names, without `env.` ones."""
+    """All parameters that the launch names, fixed, tuned and made explicit, by the engine's own names, without `env.` ones."""
     env: Mapping[str, str] = Field(default_factory=dict)
     """Tuned and fixed environment variables a launch needs; never secrets."""
+    interpreter: Path | None = None
+    """The interpreter of the engine's own environment, where its parser can prove a file; None is the tuner's."""
     gpus: int = 0
+    options: Mapping[str, Value] = Field(default_factory=dict)
+    """The study's engine section, for an exporter that needs more of it than parameters."""
     figures: tuple[Figure, ...] = ()
     measured_on: str = ""
     """Date and device, for the header."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import json
 import os
 import sys
@@ -16,14 +17,14 @@ import typing
 from typing import Any
 
 ONLINE = ("grpo", "rloo")
-OURS = ("dataset_name", "reward_funcs", "accelerate_config", "num_processes")
 
 
 def classes(algorithm: str) -> tuple[type, ...]:
     import trl
 
-    config = {"grpo": "GRPOConfig", "rloo": "RLOOConfig", "dpo": "DPOConfig"}[algorithm]
-    return getattr(trl, config), trl.ModelConfig, trl.ScriptArguments
+    script = importlib.import_module(f"trl.scripts.{algorithm}")
+    arguments = getattr(script, f"{algorithm.upper()}ScriptArguments", trl.ScriptArguments)
+    return getattr(trl, f"{algorithm.upper()}Config"), trl.ModelConfig, arguments
 
 
 def kind(annotation: Any) -> str:
@@ -70,7 +71,7 @@ def flags(algorithm: str) -> dict[str, Any]:
 def check(algorithm: str, arguments: dict[str, Any], processes: int) -> dict[str, Any]:
     known = {field.name: holder for holder in reversed(classes(algorithm)) for field in dataclasses.fields(holder)}
     for name in arguments:
-        if name not in known and name not in OURS:
+        if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             return {"refused": f"TRL has no parameter {name!r}." + (f" Did you mean {close[0]!r}?" if close else "")}
     try:
