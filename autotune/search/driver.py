@@ -213,31 +213,31 @@ class Driver:
         if self.search.sampler == "grid":
             yield from enumerate(self._grid)
             return
-        if number < self.search.startup_trials or not self._history.measured:
+        if number < self.search.startup_trials or not self._history.measured or self.search.sampler == "random":
             if self._prior is not None and number % 2:
                 yield 0, self._promising(number)
-            start = 1
         else:
-            for attempt in range(REASKS):
-                yield attempt, self._sampled(number, attempt)
-            start = REASKS
-        for attempt in range(start, start + RANDOM_REASKS):
-            yield attempt, self._drawn(number, attempt)
+            yield from self._sampled(number)
+        random = self._random(number, "random")
+        for attempt in range(REASKS, REASKS + RANDOM_REASKS):
+            yield attempt, grid.draw(self.space, random)
 
-    def _sampled(self, number: int, attempt: int) -> Point:
-        seed = self._seed(number, attempt, "sampler")
+    def _sampled(self, number: int) -> Iterator[tuple[int, Point]]:
+        seed = self._seed(number, "sampler")
         sampler = samplers.build(self.search.sampler, seed, self.search.options, self._history.conditional)
         history = self._history.trials(impute=not samplers.reads_pruned(sampler))
-        return samplers.propose(sampler, history, self.directions, self.space)
-
-    def _drawn(self, number: int, attempt: int) -> Point:
-        sampler = samplers.build("random", self._seed(number, attempt, "random"), {}, conditional=False)
-        return samplers.propose(sampler, [], self.directions, self.space)
+        conversation = samplers.Conversation(sampler, history, self.directions, self.space)
+        for attempt in range(REASKS):
+            point = conversation.ask()
+            yield attempt, point
+            if self.space.decode(point).digest in self._cut:
+                conversation.reject(self._history.violated())
 
     def _promising(self, number: int) -> Point:
         """The one of a few random points that the prior likes best; half of the random start stays without it."""
         assert self._prior is not None
-        pool = [self._drawn(number, -1 - index) for index in range(PRIOR_POOL)]
+        random = self._random(number, "prior")
+        pool = [grid.draw(self.space, random) for _ in range(PRIOR_POOL)]
         allowed = [point for point in pool if self._feasible(self.space.decode(point)) is None] or pool
         liked = [self._prior(self.space.decode(point)) for point in allowed]
         scores = [-np.inf if score is None else score for score in liked]

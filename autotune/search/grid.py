@@ -1,4 +1,4 @@
-"""Every point of a space in order, for the `grid` sampler."""
+"""Points without a model: every point of a space in order for the `grid` sampler, and independent random ones."""
 
 from __future__ import annotations
 
@@ -51,3 +51,24 @@ def values(distribution: Distribution) -> tuple[Scalar, ...]:
         return tuple(steps[round(share * (count - 1))] for share in np.linspace(0, 1, min(count, LEVELS)))
     spaced = np.geomspace if distribution.log else np.linspace
     return tuple(float(value) for value in spaced(distribution.low, distribution.high, LEVELS))
+
+
+def draw(space: Space, random: np.random.Generator) -> Point:
+    """A random point, uniform in each parameter or in its logarithm."""
+    return space.suggest(lambda _, distribution: _drawn(distribution, random))
+
+
+def _drawn(distribution: Distribution, random: np.random.Generator) -> Scalar:
+    if isinstance(distribution, Choice):
+        return distribution.values[int(random.integers(len(distribution.values)))]
+    low, high = distribution.low, distribution.high
+    if distribution.log:
+        value = float(np.exp(random.uniform(np.log(low), np.log(high))))
+        return min(max(round(value), int(low)), int(high)) if isinstance(distribution, IntRange) else value
+    if isinstance(distribution, IntRange):
+        return distribution.low + distribution.step * int(
+            random.integers((distribution.high - distribution.low) // distribution.step + 1)
+        )
+    if distribution.step is None:
+        return float(random.uniform(low, high))
+    return low + distribution.step * int(random.integers(int((high - low) / distribution.step + 1e-9) + 1))

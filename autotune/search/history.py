@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState
 
 from autotune.pareto import front
 from autotune.score import Direction, Score
-from autotune.search.samplers import to_optuna
+from autotune.search.samplers import SharedTrial, to_optuna, told
 from autotune.space import Space
 from autotune.trial import Scalar
 
@@ -56,6 +56,9 @@ class History:
         self._front: list[Told] = []
         self._worst = [WORST_AT_LEAST] * len(self.constraints)
         self._worst_values: tuple[float, ...] | None = None
+        self._cache: dict[Told, SharedTrial] = {}
+        self._failures: dict[Told, SharedTrial] = {}
+        self._failures_as: tuple[object, ...] = ()
         self._shapes: set[frozenset[str]] = set()
 
     @property
@@ -75,25 +78,27 @@ class History:
             raise KeyError("The point lies outside the space.")
         return Told(number, attempt, dict(point), distributions, score)
 
-    def tell(self, told: Told) -> None:
+    def tell(self, entry: Told) -> None:
         """Add what a trial or a cut says."""
-        self._shapes.add(frozenset(told.point))
-        bisect.insort(self._violated if told.score is None else self._measured, told)
-        if told.score is None:
+        self._shapes.add(frozenset(entry.point))
+        bisect.insort(self._violated if entry.score is None else self._measured, entry)
+        if entry.score is None:
             return
-        self._worst = [max(known, seen) for known, seen in zip(self._worst, told.score.violations, strict=True)]
-        self._note_worst_values(told.score.values)
-        if told.score.feasible:
-            self._keep_front(told)
+        self._worst = [max(known, seen) for known, seen in zip(self._worst, entry.score.violations, strict=True)]
+        self._note_worst_values(entry.score.values)
+        if entry.score.feasible:
+            self._keep_front(entry)
 
-    def trials(self, impute: bool) -> list[FrozenTrial]:
+    def trials(self, impute: bool) -> list[SharedTrial]:
         """What the sampler sees now, oldest first. `impute` for samplers that learn from values only."""
-        seen = {(told.number, told.attempt): told for told in self._front[-FRONT_LIMIT:]}
-        seen |= {(told.number, told.attempt): told for told in self._measured[-MEASURED_LIMIT:]}
-        seen |= {(told.number, told.attempt): told for told in self._violated[-VIOLATED_LIMIT:]}
-        frozen = [self._frozen(told, impute) for told in sorted(seen.values())]
-        running = [self._running(self.running[number]) for number in sorted(self.running)]
-        return [trial for trial in frozen if trial is not None] + running
+        seen = {*self._front[-FRONT_LIMIT:], *self._measured[-MEASURED_LIMIT:], *self._violated[-VIOLATED_LIMIT:]}
+        for cache in (self._cache, self._failures):
+            for entry in [entry for entry in cache if entry not in seen]:
+                del cache[entry]
+        frozen = [self._frozen(entry, impute) for entry in sorted(seen)]
+        running = [self.running[number] for number in sorted(self.running)]
+        asked = [told(entry.point, entry.distributions, TrialState.RUNNING, None, None) for entry in running]
+        return [trial for trial in frozen if trial is not None] + asked
 
     def _note_worst_values(self, values: tuple[float, ...]) -> None:
         known = self._worst_values or values
@@ -102,24 +107,31 @@ class History:
             pick[direction](one, other) for direction, one, other in zip(self.directions, known, values, strict=True)
         )
 
-    def _keep_front(self, told: Told) -> None:
-        candidates = sorted([*self._front, told])
-        kept = front([entry.score.values for entry in candidates if entry.score], self.directions)
+    def _keep_front(self, entry: Told) -> None:
+        candidates = sorted([*self._front, entry])
+        kept = front([one.score.values for one in candidates if one.score], self.directions)
         self._front = [candidates[index] for index in kept]
 
-    def _frozen(self, told: Told, impute: bool) -> FrozenTrial | None:
-        violations = self._worst if told.score is None else told.score.violations
-        named = {FEASIBLE: 1.0 if told.score is None else -1.0, **dict(zip(self.constraints, violations, strict=True))}
-        values = told.score.values if told.score else self._worst_values if impute else None
-        if values is None and impute:
-            return None
-        return create_trial(
-            state=TrialState.PRUNED if values is None else TrialState.COMPLETE,
-            values=values,
-            params=dict(told.point),
-            distributions=dict(told.distributions),
-            constraints=named,
-        )
+    def violated(self) -> dict[str, float]:
+        """The constraints of a failure or a cut."""
+        return {FEASIBLE: 1.0, **dict(zip(self.constraints, self._worst, strict=True))}
 
-    def _running(self, told: Told) -> FrozenTrial:
-        return create_trial(state=TrialState.RUNNING, params=dict(told.point), distributions=dict(told.distributions))
+    def _frozen(self, entry: Told, impute: bool) -> SharedTrial | None:
+        if entry.score is None:
+            return self._frozen_failure(entry, impute)
+        if entry not in self._cache:
+            named = {FEASIBLE: -1.0, **dict(zip(self.constraints, entry.score.violations, strict=True))}
+            self._cache[entry] = told(entry.point, entry.distributions, TrialState.COMPLETE, entry.score.values, named)
+        return self._cache[entry]
+
+    def _frozen_failure(self, entry: Told, impute: bool) -> SharedTrial | None:
+        if impute and self._worst_values is None:
+            return None
+        state, values = (TrialState.COMPLETE, self._worst_values) if impute else (TrialState.PRUNED, None)
+        key = (tuple(self._worst), values)
+        if self._failures_as != key:
+            self._failures.clear()
+            self._failures_as = key
+        if entry not in self._failures:
+            self._failures[entry] = told(entry.point, entry.distributions, state, values, self.violated())
+        return self._failures[entry]

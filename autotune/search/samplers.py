@@ -7,15 +7,17 @@ resumed search goes on exactly as it would have.
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import copy
+import importlib.util
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseGASampler, BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autotune.errors import InvalidInput, MissingPrerequisite, Mistake, nearest
 from autotune.score import Direction
@@ -36,8 +38,7 @@ def check(name: str, options: Mapping[str, Value]) -> None:
 def build(name: str, seed: int, options: Mapping[str, Value], conditional: bool) -> BaseSampler:
     """The sampler of a name, or of an import path `package.module:Class`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with _quiet():
             return _build(name, seed, dict(options), conditional)
     except TypeError as error:
         problem = f"The sampler {name!r} does not take these options: {error}."
@@ -49,14 +50,56 @@ def reads_pruned(sampler: BaseSampler) -> bool:
     return isinstance(sampler, TPESampler | RandomSampler)
 
 
-def propose(sampler: BaseSampler, history: Sequence[FrozenTrial], directions: Sequence[Direction], space: Space) -> Point:
-    """The next point after a history of finished and running trials."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = optuna.create_study(directions=list(directions), sampler=sampler)
-        study.add_trials(_with_generations(sampler, history))
-        trial = study.ask()
-        return space.suggest(lambda name, distribution: _suggest(trial, name, distribution))
+class Conversation:
+    """Several proposals after one history. Each counts as running, so that the next one keeps away from it."""
+
+    def __init__(self, sampler: BaseSampler, history: Sequence[FrozenTrial], directions: Sequence[Direction], space: Space) -> None:
+        self._space = space
+        with _quiet():
+            self._study = optuna.create_study(directions=list(directions), sampler=sampler)
+            self._study.add_trials(_with_generations(sampler, history))
+        self._last: Trial | None = None
+
+    def ask(self) -> Point:
+        """The next point."""
+        with _quiet():
+            self._last = trial = self._study.ask()
+            return self._space.suggest(lambda name, distribution: _suggest(trial, name, distribution))
+
+    def reject(self, violations: Mapping[str, float]) -> None:
+        """Tell that the last point cannot be run."""
+        if self._last is not None:
+            for name, violation in violations.items():
+                self._last.set_constraint(name, violation)
+            self._study.tell(self._last, state=TrialState.PRUNED)
+
+
+class SharedTrial(FrozenTrial):
+    """A frozen trial that storages may copy without copying what it holds, which is never changed. Copying the
+    distributions of 300 trials took most of the time of a proposal."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedTrial:
+        return copy.copy(self)
+
+
+def told(
+    point: Mapping[str, Scalar],
+    distributions: Mapping[str, BaseDistribution],
+    state: TrialState,
+    values: Sequence[float] | None,
+    constraints: Mapping[str, float] | None,
+) -> SharedTrial:
+    """A trial as the sampler reads it."""
+    trial = create_trial(
+        state=state,
+        values=values,
+        params=dict(point),
+        distributions=dict(distributions),
+        constraints=None if constraints is None else dict(constraints),
+    )
+    trial.__class__ = SharedTrial
+    assert isinstance(trial, SharedTrial)
+    return trial
 
 
 def to_optuna(distribution: Distribution) -> BaseDistribution:
@@ -66,6 +109,14 @@ def to_optuna(distribution: Distribution) -> BaseDistribution:
     if isinstance(distribution, IntRange):
         return IntDistribution(distribution.low, distribution.high, distribution.log, distribution.step)
     return FloatDistribution(distribution.low, distribution.high, distribution.log, distribution.step)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Samplers with constraints and multivariate TPE warn that they are experimental at every construction."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 def _build(name: str, seed: int, options: dict[str, Any], conditional: bool) -> BaseSampler:
