@@ -1,8 +1,7 @@
-"""SGLang's flags as command lines, and its resolved arguments by the names of its flags."""
+"""What autotune adds to SGLang's own flags: bounds it does not check, coupled defaults, resolved values by flag name."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -39,35 +38,6 @@ def flag(raw: Mapping[str, Any]) -> Flag:
     """A Flag from the probe's description, with the bounds that SGLang does not know."""
     low, high = OWN_RANGES.get(str(raw["name"]), (None, None))
     return Flag(**{**raw, "choices": None if raw["choices"] is None else tuple(raw["choices"])}, low=low, high=high)
-
-
-def render(values: Mapping[str, Value], flags: Mapping[str, Flag]) -> list[str]:
-    """The command-line words for parameter values.
-
-    Full names always: SGLang's parser accepts prefixes, so a shortened name can mean another flag in the next release.
-    A name that is not known is written as it is, and SGLang's own parser refuses it.
-    """
-    words: list[str] = []
-    for name, value in values.items():
-        words += _words(flags.get(name, Flag(name=name, option="--" + name.replace("_", "-"))), value)
-    return words
-
-
-def _words(flag: Flag, value: Value) -> list[str]:
-    if value is None:
-        return []
-    if flag.type == "bool" or isinstance(value, bool):
-        return [flag.option] if value else [flag.negation] if flag.negation else []
-    if isinstance(value, Mapping):
-        return [flag.option, json.dumps(value, sort_keys=True)]
-    if isinstance(value, list | tuple):
-        return [flag.option, *map(str, value)]
-    return [flag.option, str(value)]
-
-
-def normalised(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Names with underscores, whatever the study wrote."""
-    return {name if name.startswith("env.") else name.replace("-", "_"): value for name, value in values.items()}
 
 
 def by_flag(resolved: Mapping[str, Any]) -> dict[str, Value]:

@@ -2,7 +2,8 @@
 
     python _sglang_probe.py identity                        {"python", "device", "packages"}
     python _sglang_probe.py flags                           [{"name", "option", "negation", "type", ...}, ...]
-    python _sglang_probe.py resolve   (argvs on stdin)      [{"refused"} or {"resolved"}, ...], one an argv
+    python _sglang_probe.py parse     (argvs on stdin)      [{"refused"} or {"parsed"}, ...], one an argv, `--config` files read
+    python _sglang_probe.py resolve   (argvs on stdin)      [{"refused"} or {"resolved"}, ...], with defaults and cross-checks
 
 The answer is one JSON value on standard output; whatever SGLang prints goes to standard error. The flags are read from the
 argument parser, because the class behind it changed kind between releases (a dataclass in 0.5.17, an msgspec Struct since).
@@ -88,21 +89,35 @@ def kind(action: argparse.Action) -> str:
     return NUMBERS.get(getattr(action.type, "__name__", "str"), "str")
 
 
-def resolve(argvs: list[list[str]]) -> list[dict[str, Any]]:
+def parse(argv: list[str]) -> dict[str, Any]:
+    """What the parser reads from an argv, as SGLang's own launcher would, without its defaults and cross-checks."""
+    from sglang.srt.server_args import ServerArgs
+    from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
+
+    parser = argparse.ArgumentParser(prog="sglang", argument_default=argparse.SUPPRESS)
+    ServerArgs.add_cli_args(parser)
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    merged = ConfigArgumentMerger(parser).merge_config_with_args(argv) if "--config" in argv else argv
+    return {"parsed": plain(vars(parser.parse_args(merged)))}
+
+
+def resolve(argv: list[str]) -> dict[str, Any]:
     from sglang.srt.server_args import prepare_server_args
 
-    return [resolve_one(prepare_server_args, argv) for argv in argvs]
+    args = prepare_server_args(argv)
+    if hasattr(args, "resolve_once"):
+        args.resolve_once()
+    args.check_server_args()
+    return {"resolved": plain(args.resolved_dict() if hasattr(args, "resolved_dict") else vars(args))}
 
 
-def resolve_one(prepare: Any, argv: list[str]) -> dict[str, Any]:
+def answered(ask: Any, argv: list[str]) -> dict[str, Any]:
+    """The answer for one argv, or what SGLang said when it refused it."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            args = prepare(argv)
-            if hasattr(args, "resolve_once"):
-                args.resolve_once()
-            args.check_server_args()
-        return {"resolved": plain(args.resolved_dict() if hasattr(args, "resolved_dict") else vars(args))}
+            return dict(ask(argv))
     except SystemExit:
         lines = [line for line in said.getvalue().splitlines() if "error:" in line]
         return {"refused": lines[-1].split("error:", 1)[1].strip() if lines else said.getvalue().strip()[-300:]}
@@ -147,8 +162,11 @@ def main() -> None:
         what = sys.argv[1]
         if what != "identity":
             runpy.run_path(str(LAUNCHER))["stand_in"]()
-        found = identity() if what == "identity" else flags() if what == "flags" else resolve(json.load(sys.stdin))
-        json.dump(found, answer)
+        if what in ("identity", "flags"):
+            json.dump(identity() if what == "identity" else flags(), answer)
+        else:
+            ask = parse if what == "parse" else resolve
+            json.dump([answered(ask, argv) for argv in json.load(sys.stdin)], answer)
 
 
 if __name__ == "__main__":

@@ -231,6 +231,10 @@ class Engine(ABC):
         """Classify a failure from the engine's log. None when nothing decisive stands in it (the caller says crashed)."""
         return None
 
+    def explicit(self, configuration: Configuration, cache: Path) -> Mapping[str, Value]:
+        """Every parameter and `env.NAME` that `launch` names for a configuration, addresses and seeds aside; exporters write it."""
+        return {**self.options.fixed, **configuration.values}
+
     def model_path(self, cache: Path) -> str:
         """What the engine is given as its model: a local folder (made when synthetic) or a hub name."""
         return self.options.model
