@@ -71,6 +71,11 @@ class ModelFacts(Frozen):
         return 2 * self.layers * self.kv_heads * self.head_dim * size
 
 
+def shared_cache() -> Path:
+    """The cache of the store in use (AUTOTUNE_STORE, else ./.autotune), for what is asked of an engine before any trial."""
+    return Path(os.environ.get("AUTOTUNE_STORE", ".autotune")).absolute() / "cache"
+
+
 def locate(model: str, cache: Path) -> str:
     """What an engine is given for a study's model: the folder of a synthetic model (made if needed), else the name itself.
 

@@ -70,6 +70,7 @@ _TINY: Mapping[str, Any] = {
 def _shape(base: Mapping[str, Any], layers: int, hidden: int, intermediate: int, heads: int, **more: Any) -> Mapping[str, Any]:
     sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": intermediate, "num_attention_heads": heads}
     common = {
+        "transformers_version": "5.0.0",
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,

