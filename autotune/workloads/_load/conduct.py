@@ -71,7 +71,7 @@ class Conductor:
         return LevelLog(
             records=[record for end in ends for record in end["requests"]],
             span=Span(low - start, high - start),
-            client=_health(ends),
+            client=health_of(ends),
             start=start,
             watch=self._watch,
             warm=warm,
@@ -137,7 +137,8 @@ class Conductor:
         return self._session.resources().get("energy_joule")
 
 
-def _health(ends: Sequence[Mapping[str, Any]]) -> ClientHealth:
+def health_of(ends: Sequence[Mapping[str, Any]]) -> ClientHealth:
+    """How the clients kept up, from what each said at the end."""
     return ClientHealth(
         beats_ms=[beat * 1000 for end in ends for beat in end["beats"]],
         cpu_share=max(end["cpu_s"] / end["wall_s"] if end["wall_s"] > 0 else 0.0 for end in ends),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, islice
@@ -58,12 +59,14 @@ class Level:
         self._issued = self._finished = self._failed = self._errors_in_a_row = 0
         self._next_beat = self._next_report = self._start
         share, shares = plan["share"], plan["shares"]
-        self._numbers = islice(count(), share, None, shares)
+        self._numbers = iter(range(share, sys.maxsize if plan["requests"] is None else plan["requests"], shares))
         self._arrivals = islice(due_times(plan), share, None, shares)
         for user in range(share, plan["concurrency"] or 0, shares):
             # Each user begins somewhere in the middle of an answer, as in steady state; else all answers end in waves.
-            self._plan_flight(Flight(next(self._numbers), 0, self._start, user, part=(user + 0.5) / plan["concurrency"]))
+            part = (user + 0.5) / plan["concurrency"] if plan["requests"] is None else 1.0
+            self._plan_user(user, start, part)
         self._plan_arrival()
+        self._wire.open(len(self._due))
         self._cpu, self._began = process_time(), start
 
     def turn(self) -> bool:
@@ -110,18 +113,24 @@ class Level:
                 self._cut(heapq.heappop(self._cutoffs)[1], now)
 
     def _plan_flight(self, flight: Flight) -> None:
+        """Make the content now, so that nothing but sending is left when it is due."""
+        if flight.conversation is None:
+            flight.conversation = self._source.begin(flight.number, flight.part)
+        flight.ask = flight.conversation.ask()
         heapq.heappush(self._due, (flight.due, next(self._order), flight))
+
+    def _plan_user(self, user: int, due: float, part: float = 1.0) -> None:
+        number = next(self._numbers, None)
+        if number is not None:
+            self._plan_flight(Flight(number, 0, due, user, part=part))
 
     def _plan_arrival(self) -> None:
         offset = next(self._arrivals, None)
-        if offset is not None:
-            self._plan_flight(Flight(next(self._numbers), 0, self._start + offset, None))
+        number = None if offset is None else next(self._numbers, None)
+        if offset is not None and number is not None:
+            self._plan_flight(Flight(number, 0, self._start + offset, None))
 
     def _send(self, flight: Flight) -> None:
-        if flight.conversation is None:
-            flight.conversation = self._source.begin(flight.number, flight.part)
-        if flight.ask is None:
-            flight.ask = flight.conversation.ask()
         assert flight.ask is not None
         self._issued += 1
         key = next(self._order)
@@ -159,7 +168,7 @@ class Level:
             conversation.answered(answer.ids, "".join(answer.texts), answer.output_tokens or 0)
             self._plan_flight(Flight(flight.number, flight.turn + 1, now + self._think_s, flight.user, conversation))
         elif flight.user is not None:
-            self._plan_flight(Flight(next(self._numbers), 0, now, flight.user))
+            self._plan_user(flight.user, now)
 
     def _over(self, key: int, answer: Answer | None, status: str, error: str) -> Flight:
         """Move a request from the flying ones to the records; times count from the level's start."""

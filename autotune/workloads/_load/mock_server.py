@@ -5,7 +5,7 @@
 Prints `listening PORT` once it serves. Tokens are due at absolute times after the request was read, so that lateness does
 not add up. Faults begin with request number N: `hang` (the answer stops after its first token), `silent` (no answer at
 all), `error` (HTTP 500), `stream-error` (an error event), `wrong-count` (half the tokens that were asked), `no-usage`,
-`close` (the connection closes in mid-answer), `die` (the process ends).
+`close` (the connection closes in mid-answer), `die` (the process ends). GET /served tells what was really written when.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import argparse
 import asyncio
 import contextlib
 import os
+import select
+import selectors
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -39,8 +41,8 @@ class Behaviour:
     generated: int = 0
     running: int = 0
     waiting: int = 0
-    late_s: float = 0.0
-    """How late the latest tokens were written, at most: the server's own error."""
+    served: list[tuple[float, float]] = field(default_factory=list)
+    """Time to first token and time per further token of each answer as it was really written: the truth for a client."""
 
 
 class Server:
@@ -82,10 +84,9 @@ class Server:
                 "vllm:num_requests_waiting": behaviour.waiting,
                 "vllm:num_preemptions_total": 0,
                 "vllm:kv_cache_usage_perc": min(behaviour.running / 100, 1.0),
-                "mock:late_seconds": behaviour.late_s,
             }
             return "".join(f'{name}{{engine="0"}} {value}\n' for name, value in series.items()).encode(), "text/plain"
-        return b"{}", "application/json"
+        return orjson.dumps(behaviour.served) if path == "/served" else b"{}", "application/json"
 
     async def _complete(self, writer: asyncio.StreamWriter, asked: dict[str, Any], chat: bool) -> bool:
         behaviour = self._behaviour
@@ -120,14 +121,17 @@ class Server:
             _plain(writer, 200, orjson.dumps({**_envelope(chat), **body}), "application/json")
             return True
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        moments: list[float] = []
         for index in range(tokens):
             await self._until(start + self._behaviour.ttft_s + index * self._behaviour.itl_s)
             if index and fault in ("hang", "stream-error", "close"):
                 return await _break(writer, fault)
             _event(writer, {**_envelope(chat), "choices": [_choice(chat, True, " mock", index, asked, tokens)]})
             self._behaviour.generated += 1
+            moments.append(asyncio.get_running_loop().time())
             if writer.transport.is_closing():
                 return False
+        self._behaviour.served.append((moments[0] - start, (moments[-1] - moments[0]) / max(tokens - 1, 1)))
         if fault != "no-usage":
             _event(writer, {**_envelope(chat), "choices": [], "usage": _usage(asked, tokens)})
         writer.write(_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
@@ -137,7 +141,6 @@ class Server:
         loop = asyncio.get_running_loop()
         while (left := moment - loop.time()) > 0:
             await asyncio.sleep(left)
-        self._behaviour.late_s = max(self._behaviour.late_s, loop.time() - moment)
 
 
 def _plain(writer: asyncio.StreamWriter, status: int, body: bytes, kind: str) -> None:
@@ -189,15 +192,24 @@ def _usage(asked: dict[str, Any], tokens: int) -> dict[str, int]:
     return {"prompt_tokens": count, "completion_tokens": tokens, "total_tokens": count + tokens}
 
 
+class PreciseSelector(selectors.EpollSelector):
+    """epoll counts milliseconds, which would make every token up to one late; select on its descriptor counts microseconds."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """As its base."""
+        if timeout is None or timeout > 0:
+            select.select([self], [], [], timeout)
+        return super().select(0)
+
+
 async def _main(arguments: argparse.Namespace) -> None:
     behaviour = Behaviour(
         arguments.ttft_ms / 1000, arguments.itl_ms / 1000, arguments.fault, arguments.fault_after, arguments.slots
     )
     server = await asyncio.start_server(Server(behaviour).serve, "127.0.0.1", arguments.port, backlog=4096, limit=1 << 26)
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     print("listening", server.sockets[0].getsockname()[1], flush=True)
-    await stop.wait()
+    await server.serve_forever()
 
 
 def main() -> None:
@@ -209,7 +221,10 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=None)
     parser.add_argument("--fault", choices=FAULTS, default=None)
     parser.add_argument("--fault-after", type=int, default=0)
-    asyncio.run(_main(parser.parse_args()))
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(PreciseSelector())) as runner:
+        runner.run(_main(parser.parse_args()))
 
 
 if __name__ == "__main__":

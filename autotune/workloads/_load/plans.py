@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
-from autotune.engines.base import Session
 from autotune.errors import InvalidInput, Mistake
 from autotune.workloads._load.options import HttpOptions, Load
 
@@ -40,21 +40,32 @@ def pieces(options: HttpOptions, folder: Path) -> Mapping[str, Any]:
     return {"ids": (low, min(low + MANY_PIECES, max(size * 9 // 10, low + 1)))}
 
 
-def level_plans(
-    options: HttpOptions, load: Load, session: Session, vocabulary: Mapping[str, Any], seed: int
-) -> list[Mapping[str, Any]]:
-    """The plan of one level for each client process; they differ only in `share`.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Who is asked."""
 
-    Raises ValueError when the session has no endpoint.
-    """
-    address = urlsplit(session.endpoint or "")
-    if address.hostname is None or address.port is None:
-        raise ValueError(f"The session's endpoint {session.endpoint!r} is no http://host:port.")
+    endpoint: str | None
+    model: str
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port. Raises ValueError for an endpoint that is no `http://host:port`."""
+        parts = urlsplit(self.endpoint or "")
+        if parts.hostname is None or parts.port is None:
+            raise ValueError(f"The endpoint {self.endpoint!r} is no http://host:port.")
+        return parts.hostname, parts.port
+
+
+def level_plans(
+    options: HttpOptions, load: Load, target: Target, vocabulary: Mapping[str, Any], seed: int
+) -> list[Mapping[str, Any]]:
+    """The plan of one level for each client process; they differ only in `share`."""
+    host, port = target.address
     shares = client_count(options)
     plan = {
-        "host": address.hostname,
-        "port": address.port,
-        "model": session.model,
+        "host": host,
+        "port": port,
+        "model": target.model,
         "endpoint": options.endpoint,
         "traffic": options.traffic.model_dump(mode="json"),
         "pieces": vocabulary,
@@ -66,6 +77,7 @@ def level_plans(
         "burstiness": load.arrival.burstiness,
         "concurrency": load.concurrency,
         "replay": load.replay,
+        "requests": None,
         "seed": seed,
         "prefix_seed": options.seed,
         "shares": shares,

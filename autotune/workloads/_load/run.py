@@ -14,7 +14,7 @@ from autotune.workloads._load.climb import Bound, Climb, parse_bound
 from autotune.workloads._load.conduct import Conductor, LevelLog
 from autotune.workloads._load.crew import Crew
 from autotune.workloads._load.options import HttpOptions, Load, SloClimb
-from autotune.workloads._load.plans import client_count, level_plans, pieces
+from autotune.workloads._load.plans import Target, client_count, level_plans, pieces
 from autotune.workloads._load.requests import Request, from_json, write_log
 from autotune.workloads._load.summary import Rules, Span, Summary, summarise, tokens_between
 from autotune.workloads.base import Progress
@@ -39,6 +39,7 @@ class Run:
     def __init__(self, options: HttpOptions, session: Session, context: Context, progress: Progress, stop_early: StopEarly) -> None:
         self._options, self._session, self._context = options, session, context
         self._progress, self._stop_early = progress, stop_early
+        self._target = Target(session.endpoint, session.model)
         self._vocabulary = pieces(options, session.model_folder or Path(session.model))
         self._steps = sum(load.slo_climb.max_steps if load.slo_climb else 1 for load in options.load)
         self._bounds: dict[str, float] = dict(options.goodput.items())
@@ -73,8 +74,8 @@ class Run:
 
         tell(0.0)
         self._settle(number)
-        plans = level_plans(self._options, load, self._session, self._vocabulary, self._seed(number))
-        watch = server_metrics.Watch(plans[0]["host"], plans[0]["port"])
+        plans = level_plans(self._options, load, self._target, self._vocabulary, self._seed(number))
+        watch = server_metrics.Watch(*self._target.address)
         conductor = Conductor(crew, self._session, self._options.window, watch, tell)
         log = conductor.run(plans, load.concurrency or 0)
         write_log(self._context.folder / f"requests-{number}.jsonl", log.records)
@@ -130,8 +131,7 @@ class Run:
         self._facts["caches_reset"] = reset and self._facts.get("caches_reset", True)
 
     def _busy(self) -> bool:
-        plan = level_plans(self._options, self._options.load[0], self._session, self._vocabulary, 0)[0]
-        sample = server_metrics.scrape(plan["host"], plan["port"])
+        sample = server_metrics.scrape(*self._target.address)
         return any((server_metrics.pick(sample, names) or 0) > 0 for names in (server_metrics.RUNNING, server_metrics.WAITING))
 
     def _seed(self, number: int) -> int:

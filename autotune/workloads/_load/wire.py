@@ -31,13 +31,13 @@ class Wire:
         self._open: dict[int, tuple[Connection, Any, bytes, bool]] = {}
         self._fd_of: dict[Any, int] = {}
 
+    def open(self, count: int) -> None:
+        """Open connections ahead of their use."""
+        self._idle += [self._connect() for _ in range(count)]
+
     def ask(self, token: Any, request: bytes, collect: bool) -> None:
         """Send a request at once, on an idle connection if there is one."""
-        if self._idle:
-            connection = self._idle.pop()
-        else:
-            connection = Connection(self._address)
-            self._epoll.register(connection.fd, READ)
+        connection = self._idle.pop() if self._idle else self._connect()
         self._open[connection.fd] = (connection, token, request, collect)
         self._fd_of[token] = connection.fd
         try:
@@ -75,6 +75,11 @@ class Wire:
         for connection in self._idle:
             connection.close()
         self._epoll.close()
+
+    def _connect(self) -> Connection:
+        connection = Connection(self._address)
+        self._epoll.register(connection.fd, READ)
+        return connection
 
     def _on_event(self, fd: int, events: int) -> None:
         connection = self._open[fd][0]
