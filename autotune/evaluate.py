@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -238,6 +239,9 @@ def _diagnosed(life: _Life, failed: Failed) -> Failed:
     if failed.kind is FailureKind.CRASHED and _oom_kills() > life.oom_kills:
         line = "The kernel ended a process for lack of main memory while the trial ran."
         return failed.model_copy(update={"kind": FailureKind.OUT_OF_MEMORY, "evidence": (line, *failed.evidence)})
+    if failed.kind is FailureKind.CRASHED and returncode == -signal.SIGKILL and life.job.attempt == 1:
+        line = "The engine was killed from outside: signal 9, and its log gives no reason. Happening twice, it counts as a crash."
+        return failed.model_copy(update={"kind": FailureKind.MACHINE_FAULT, "evidence": (line, *failed.evidence), "advice": ""})
     return failed if failed.evidence else failed.model_copy(update={"evidence": tuple(log.splitlines()[-_EVIDENCE_LINES:])})
 
 

@@ -39,10 +39,10 @@ def context(tmp_path):
 def run(context):
     """Evaluates a configuration of the fake server and checks that nothing of it is left."""
 
-    def run(values, *, engine=None, workload=None, progress=lambda label, share: None, **options):
+    def run(values, *, attempt=1, engine=None, workload=None, progress=lambda label, share: None, **options):
         engine = engine or fake.FakeEngine(fake.FakeOptions(kind="fake", start_timeout_s=3.0, stop_timeout_s=1.0, **options))
         workload = workload or count.CountWorkload(count.CountOptions(kind="count", deadline_s=2.0))
-        job = TrialJob(number=1, configuration=Configuration(engine="fake", values=values), seed=3)
+        job = TrialJob(number=1, configuration=Configuration(engine="fake", values=values), attempt=attempt)
         record = evaluate(job, engine, workload, context, progress)
         assert process.tagged(context.tag) == []
         assert not context.scratch.exists()
@@ -79,8 +79,8 @@ def test_a_good_trial_is_measured_with_everything_known_about_it(run, context):
         ({"mode": "oom-start"}, FailureKind.OUT_OF_MEMORY, Phase.START, "Tried to allocate 20.00 GiB"),
         ({"mode": "oom-load"}, FailureKind.OUT_OF_MEMORY, Phase.MEASURE, "Tried to allocate 2.00 GiB"),
         ({"mode": "slow-start"}, FailureKind.START_TIMEOUT, Phase.START, "did not serve within 3 s"),
-        ({"mode": "die-start"}, FailureKind.CRASHED, Phase.START, "ended with status -9"),
-        ({"mode": "die-load"}, FailureKind.CRASHED, Phase.MEASURE, "ended with status -9"),
+        ({"mode": "die-start"}, FailureKind.MACHINE_FAULT, Phase.START, "killed from outside"),
+        ({"mode": "die-load"}, FailureKind.MACHINE_FAULT, Phase.MEASURE, "killed from outside"),
         ({"mode": "child-dies-load"}, FailureKind.CRASHED, Phase.MEASURE, "EngineCore died"),
         ({"mode": "exit-clean"}, FailureKind.CRASHED, Phase.MEASURE, "ended with status 0"),
         ({"mode": "hang-load"}, FailureKind.UNHEALTHY, Phase.MEASURE, "did not end in time"),
@@ -90,6 +90,11 @@ def test_a_good_trial_is_measured_with_everything_known_about_it(run, context):
 )
 def test_each_cause_gives_its_kind_with_evidence_and_advice(run, values, kind, phase, words):
     assert words in failed(run(values), kind, phase)
+
+
+@pytest.mark.parametrize(("mode", "phase"), [("die-start", Phase.START), ("die-load", Phase.MEASURE)])
+def test_a_kill_without_a_reason_is_the_machines_once_and_the_configurations_twice(run, mode, phase):
+    assert "ended with status -9" in failed(run({"mode": mode}, attempt=2), FailureKind.CRASHED, phase)
 
 
 def test_a_port_answered_by_a_stranger_is_not_measured(run):
@@ -223,4 +228,4 @@ def test_the_port_and_the_tree_are_gone_when_evaluate_returns_after_a_kill(run, 
             time.sleep(0.1)
             assert proc.members(context.tag), "the engine's child outlives its parent until it is ended"
 
-    failed(run({"mode": "stubborn"}, progress=kill_parent), FailureKind.CRASHED, Phase.MEASURE)
+    failed(run({"mode": "stubborn"}, progress=kill_parent), FailureKind.MACHINE_FAULT, Phase.MEASURE)

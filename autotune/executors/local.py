@@ -28,6 +28,11 @@ from autotune.trial import Configuration, Failed, FailureKind, Phase, TrialJob, 
 
 _CLOSE_S = 20.0
 """How long the workers get to stop their engines when the executor is closed, before everything is killed."""
+_OVERRUN_S = 300.0
+"""How far beyond its start time-out and twice its workload's own upper estimate a trial may go before its worker counts as hung."""
+
+_LEASE_POLL_S = 0.2
+"""How often GPUs are asked for again while another driver of this machine holds them."""
 
 
 @dataclass
@@ -38,10 +43,12 @@ class _Running:
     identity: tuple[int, int]
     pipe: Any
     slot: int
+    deadline: float
     label: str = "start"
     record: TrialRecord | None = None
     held: Mapping[int, int] = field(default_factory=dict)
     started_at: float = field(default_factory=time.time)
+    hung: bool = False
 
 
 class LocalExecutor(Executor):
@@ -83,9 +90,16 @@ class LocalExecutor(Executor):
             left = max(0.0, deadline - time.monotonic())
             sources = {source: one for one in self._running for source in (one.pipe, one.worker.sentinel)}
             if not sources:
+                time.sleep(min(left, _LEASE_POLL_S) if self._waiting else 0.0)
+                if left and self._waiting:
+                    continue
                 return None
             for one in {id(sources[ready]): sources[ready] for ready in connection.wait(list(sources), left)}.values():
                 if self._listen(one):
+                    return self._finish(one)
+            for one in self._running:
+                if time.monotonic() >= one.deadline:
+                    one.hung = True
                     return self._finish(one)
             if time.monotonic() >= deadline:
                 return None
@@ -126,7 +140,7 @@ class LocalExecutor(Executor):
         slot = min(set(range(len(self._running) + 1)) - {one.slot for one in self._running})
         context = self.site.context(job, gpus, _cores(slot, self.capacity))
         engine = self.site.engines[job.configuration.engine]
-        idle = {index: self._idle[index] for index in gpus if index in self._idle}
+        idle = self._idle_of(gpus)
         ours, theirs = self._context.Pipe(duplex=False)
         with _tagged_forkserver(self.site):
             worker = self._context.Process(
@@ -135,7 +149,15 @@ class LocalExecutor(Executor):
             worker.start()
         theirs.close()
         seen = proc.look(worker.pid or 0)
-        return _Running(job, context, worker, seen.identity if seen else (worker.pid or 0, 0), ours, slot)
+        identity = seen.identity if seen else (worker.pid or 0, 0)
+        return _Running(job, context, worker, identity, ours, slot, time.monotonic() + self._patience_s(job))
+
+    def _idle_of(self, gpus: tuple[int, ...]) -> dict[int, int]:
+        return {index: self._idle[index] for index in gpus if index in self._idle}
+
+    def _patience_s(self, job: TrialJob) -> float:
+        options = self.site.engines[job.configuration.engine].options
+        return options.start_timeout_s + options.stop_timeout_s + 2 * self.site.workload.expected_seconds() + _OVERRUN_S
 
     def _listen(self, one: _Running) -> bool:
         """Take in what the worker says; True once it will say no more."""
@@ -156,10 +178,11 @@ class LocalExecutor(Executor):
 
     def _finish(self, one: _Running) -> TrialRecord:
         lost = one.record is None
-        _wait(one, time.monotonic() + 5.0)
+        if not one.hung:
+            _wait(one, time.monotonic() + 5.0)
         self._clean(one)
         self._running.remove(one)
-        held = gpu.wait_memory_back({index: self._idle[index] for index in one.context.gpus}) if lost else one.held
+        held = gpu.wait_memory_back(self._idle_of(one.context.gpus)) if lost else one.held
         self._leases.give_back(one.context.gpus)
         for index, extra in held.items():
             message = gpu.quarantine_message(index, extra)
@@ -199,7 +222,8 @@ def _refused(job: TrialJob, need: int, usable: int) -> TrialRecord:
 
 def _lost(one: _Running) -> TrialRecord:
     phase = Phase.START if one.label == "start" else Phase.MEASURE
-    reason = f"The trial's own worker process ended with status {one.worker.exitcode} while it was at {one.label!r}."
+    how = "was hung and was ended" if one.hung else f"ended with status {one.worker.exitcode}"
+    reason = f"The trial's own worker process {how} while it was at {one.label!r}."
     record = _without_run(one.job, Failed(kind=FailureKind.MACHINE_FAULT, phase=phase, evidence=(reason,)))
     return record.model_copy(update={"gpus": one.context.gpus, "started_at": one.started_at, "folder": str(one.context.folder)})
 

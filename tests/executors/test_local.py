@@ -19,6 +19,7 @@ for folder in (TESTS / "fakes", TESTS / "contracts"):
 contract = importlib.import_module("executor")
 fake = importlib.import_module("autotune_fakes.engine")
 count = importlib.import_module("autotune_fakes.workload")
+LOCAL = importlib.import_module("autotune.executors.local")
 job, collect_all, leftovers = contract.job, contract.collect_all, contract.leftovers
 
 
@@ -81,6 +82,17 @@ def test_a_killed_worker_costs_one_machine_fault_and_nothing_else(make, tmp_path
         executor.submit(job(0, attempt=2))
         (record,) = collect_all(executor, 1)
         assert isinstance(record.outcome, Measured) and record.attempt == 2
+
+
+def test_a_hung_worker_is_ended_at_its_deadline(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(LOCAL, "_OVERRUN_S", -20.0)
+    with make() as executor:
+        executor.submit(job(0, start_s=30))
+        wait_until(lambda: leftovers(tmp_path))
+        os.kill(executor._running[0].worker.pid, signal.SIGSTOP)
+        (record,) = collect_all(executor, 1)
+    assert record.outcome.kind is FailureKind.MACHINE_FAULT and "was hung" in record.outcome.evidence[0]
+    assert leftovers(tmp_path) == []
 
 
 DRIVER = """
