@@ -7,7 +7,8 @@ import platform
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from autotune import cache, gpu
+from autotune import cache, finalists, gpu
+from autotune.analysis import Analysis
 from autotune.feasibility.cut import Cut
 from autotune.ledger import Ledger
 from autotune.plan import Plan
@@ -29,6 +30,8 @@ class Agenda:
         self.waiting: deque[TrialJob] = deque()
         self.stopped: str | None = None
         """Why the search is over, once it is."""
+        self.finals: list[TrialJob] = []
+        """The finalists' rounds, once they are planned."""
         self._restore()
 
     def next(self) -> TrialJob | TrialRecord | None:
@@ -38,6 +41,28 @@ class Agenda:
             return None
         self.ledger.begin(job)
         return self._known(job) or job
+
+    def next_final(self) -> TrialJob | None:
+        """The next job of the finalists' rounds; None when they are over."""
+        left = finalists.remaining(self.finals, self.ledger.records)
+        begun = {job.number for job in self.ledger.in_flight}
+        job = self.waiting.popleft() if self.waiting else next((job for job in left if job.number not in begun), None)
+        if job is not None:
+            self.ledger.begin(job)
+        return job
+
+    def plan_finals(self) -> int:
+        """Plan the finalists' rounds, or take up those that an earlier run planned; returns how many trials are left of them."""
+        searched = self._searched()
+        for note in self.ledger.notes:
+            if note.kind == "finalists" and note.payload["searched"] == searched:
+                self.finals = [TrialJob.model_validate(job) for job in note.payload["jobs"]]
+        if not self.finals:
+            analysis = Analysis(self.plan.study, tuple(self.ledger.records.values()))
+            self.finals = finalists.plan(analysis, self.plan.study.finalists, self.driver.next_number, self.seed)
+            jobs = [job.model_dump(mode="json") for job in self.finals]
+            self.ledger.note("finalists", {"searched": searched, "jobs": jobs})
+        return len(finalists.remaining(self.finals, self.ledger.records))
 
     def finished(self, record: TrialRecord) -> Score | None:
         """Keep a record, teach the search, and queue a retry where one is due. Returns the score of a measured trial."""

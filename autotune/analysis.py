@@ -172,8 +172,17 @@ class Analysis:
         return Objective(selector=selector, direction="minimize" if direction == "minimize" else "maximize")
 
     def samples(self, one: Candidate, objective: Objective) -> list[float]:
-        """The metric in each run of a configuration; runs that lack it are left out."""
-        return [value for record in one.records if (value := _value(record, objective)) is not None]
+        """The metric in each run of a configuration; runs that lack it are left out.
+
+        A configuration that was measured again as a finalist is judged by those runs alone: it became one by the luck of
+        its search run, which would overstate it.
+        """
+        runs = [record for record in one.records if record.origin is Origin.FINALIST] or one.records
+        return [value for record in runs if (value := self.value(record, objective)) is not None]
+
+    def value(self, record: TrialRecord, objective: Objective) -> float | None:
+        """The metric in one run; None where it was not measured."""
+        return _value(record, objective)
 
     def mean(self, one: Candidate, objective: Objective) -> float:
         """The metric over a configuration's runs."""

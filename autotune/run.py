@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from autotune import executors, export, process, results, tracking
@@ -10,6 +11,7 @@ from autotune.errors import AutotuneError, Interrupted, NothingMeasured
 from autotune.executors.base import Executor, Site
 from autotune.export import Written
 from autotune.feasibility.cut import Cut
+from autotune.finalists import Verdict, verdicts
 from autotune.interrupts import Interrupts
 from autotune.ledger import Ledger
 from autotune.live import Reporter
@@ -19,6 +21,7 @@ from autotune.search.driver import Driver, First
 from autotune.secrets import redact
 from autotune.trial import Configuration, TrialJob, TrialRecord
 
+Source = Callable[[], TrialJob | TrialRecord | None]
 _TICK_S = 0.5
 _FLUSH_S = 30.0
 
@@ -29,6 +32,7 @@ class Finished:
 
     results: StudyResults
     reason: str
+    verdicts: tuple[Verdict, ...] = ()
     exports: tuple[Written, ...] = ()
     tracking: tuple[str, ...] = ()
 
@@ -63,7 +67,7 @@ def run(plan: Plan, *, fresh: bool = False, cold: bool = False, reporter: Report
             raise Interrupted(
                 f"The study {plan.study.name!r} was stopped. Continue it with the same command; nothing measured was lost."
             )
-    return _finished(plan, agenda.stopped or "The study is over.", tracker)
+    return _finished(plan, agenda, tracker)
 
 
 class _Loop:
@@ -75,9 +79,19 @@ class _Loop:
         self.agenda, self.executor, self.interrupts, self.reporter, self.tracker = agenda, executor, interrupts, reporter, tracker
 
     def run(self) -> None:
-        self.reporter.expect(self.agenda.plan.study.budget.trials, None)
+        """The search, then the finalists beside the default."""
+        trials = self.agenda.plan.study.budget.trials
+        self.reporter.expect(trials, None)
+        self.work(self.agenda.next)
+        if not self.interrupts.stopping and self.agenda.stopped is not None and (left := self.agenda.plan_finals()):
+            self.reporter.say(f"{self.agenda.stopped} The front is now measured again beside the default: {left} trials.")
+            self.reporter.expect(trials + left, None)
+            self.work(self.agenda.next_final)
+
+    def work(self, source: Source) -> None:
+        """Run what the source gives until it gives no more."""
         while not self.interrupts.now:
-            self.fill()
+            self.fill(source)
             if not self.executor.running():
                 return
             record = self.executor.collect(_TICK_S)
@@ -86,10 +100,10 @@ class _Loop:
             if record is not None:
                 self.keep(record)
 
-    def fill(self) -> None:
+    def fill(self, source: Source) -> None:
         """Start trials while there is room."""
         while not self.interrupts.stopping and len(self.executor.running()) < self.executor.capacity:
-            found = self.agenda.next()
+            found = source()
             if found is None:
                 return
             if isinstance(found, TrialJob):
@@ -141,7 +155,7 @@ def _closed(tracker: tracking.Tracker | None, interrupts: Interrupts) -> None:
             tracker.close()
 
 
-def _finished(plan: Plan, reason: str, tracker: tracking.Tracker | None) -> Finished:
+def _finished(plan: Plan, agenda: Agenda, tracker: tracking.Tracker | None) -> Finished:
     found = results.load(plan.study.name, plan.store)
     written: list[Written] = []
     said: list[str] = []
@@ -158,4 +172,5 @@ def _finished(plan: Plan, reason: str, tracker: tracking.Tracker | None) -> Fini
         behind = tracker.status()
         tracker.close()
         said.append(behind or f"Compare the trials in MLflow: autotune ui --store {plan.store}")
-    return Finished(found, reason, tuple(written), tuple(said))
+    reason = agenda.stopped or "The study is over."
+    return Finished(found, reason, tuple(verdicts(found, agenda.finals)), tuple(written), tuple(said))

@@ -128,6 +128,8 @@ def print_finished(finished: Finished) -> None:
     """The end of `autotune run`."""
     console.print(f"\n{finished.reason}", markup=False)
     print_study(finished.results)
+    for verdict in finished.verdicts:
+        console.print(str(verdict), markup=False)
     for written in finished.exports:
         console.print(
             f"Exported trial {written.trial}: {', '.join(map(str, written.files))}. {written.proof}", markup=False, soft_wrap=True
@@ -141,7 +143,13 @@ def print_finished(finished: Finished) -> None:
 def finished_json(finished: Finished) -> dict[str, Any]:
     """`autotune run --json`."""
     files = [{"trial": one.trial, "files": [str(path) for path in one.files], "proof": one.proof} for one in finished.exports]
-    return {**study_json(finished.results), "reason": finished.reason, "exports": files, "tracking": list(finished.tracking)}
+    return {
+        **study_json(finished.results),
+        "reason": finished.reason,
+        "verdicts": [one.model_dump() for one in finished.verdicts],
+        "exports": files,
+        "tracking": list(finished.tracking),
+    }
 
 
 def list_rows(store: Path) -> list[dict[str, Any]]:

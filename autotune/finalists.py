@@ -1,0 +1,129 @@
+"""The front measured again beside the default, and what may be said of it afterwards.
+
+A search's best run is its luckiest one: its number overstates what a relaunch gives. So the front is launched again in
+rounds, each round the default and every finalist once under arrivals that the search never saw, in rotating order so that
+drift favours nobody. The gain that is reported is the finalists' own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from autotune.analysis import Analysis, Candidate
+from autotune.estimates import pooled
+from autotune.score import Objective
+from autotune.stats import t_quantile, t_tail
+from autotune.study import Finalists
+from autotune.trial import Frozen, Origin, TrialJob, TrialRecord
+
+Answer = Literal["better", "worse", "not distinguishable"]
+LEVEL = 0.05
+"""Probability of any wrong verdict among all of them."""
+
+
+class Verdict(Frozen):
+    """A finalist against the default in one objective.
+
+    `ratio` is finalist over default; `low` and `high` bound its 95 % interval. `p` is corrected for the number of verdicts.
+    """
+
+    trial: int
+    objective: str
+    ratio: float
+    low: float
+    high: float
+    p: float
+    answer: Answer
+
+    def __str__(self) -> str:
+        bounds = f"{self.ratio:.3f} times the default, 95 % interval {self.low:.3f} to {self.high:.3f}"
+        return f"Trial {self.trial}, {self.objective}: {self.answer} ({bounds}, p = {self.p:.2g} after correction)."
+
+
+def plan(analysis: Analysis, spec: Finalists, first_number: int, seed: int) -> list[TrialJob]:
+    """The jobs of all rounds in order, empty when there is nothing to confirm. `seed` is the search's own."""
+    default = analysis.default_candidate
+    chosen = [one for one in choose(analysis, spec.count) if default is None or one.digest != default.digest]
+    if not chosen or default is None:
+        return []
+    entrants = [(Origin.BASELINE, default.records[0].configuration)]
+    entrants += [(Origin.FINALIST, one.records[0].configuration) for one in chosen]
+    jobs: list[TrialJob] = []
+    for turn in range(spec.repeats):
+        start = turn % len(entrants)
+        for origin, configuration in entrants[start:] + entrants[:start]:
+            number = first_number + len(jobs)
+            jobs.append(TrialJob(number=number, configuration=configuration, origin=origin, seed=seed + 1 + turn))
+    return jobs
+
+
+def choose(analysis: Analysis, count: int) -> list[Candidate]:
+    """The best of each objective and the knee first, then the front's other members, as many as asked."""
+    members = [analysis.feasible[index].trial for index in analysis.noisy_front.members]
+    if not members or not count:
+        return []
+    wanted = [analysis.best(name) for name in analysis.objective_names] + [analysis.knee(), *members]
+    return [analysis.candidate(trial) for trial in dict.fromkeys(wanted)][:count]
+
+
+def verdicts(analysis: Analysis, jobs: Sequence[TrialJob]) -> list[Verdict]:
+    """What the finished rounds say; empty until two rounds measured both the default and a finalist.
+
+    The test is Student's t on the difference of means of logarithms with the variance pooled over all entrants (one-way
+    analysis of variance), corrected by Holm's method (1979) for the number of verdicts.
+    """
+    found: list[Verdict] = []
+    by_number = {record.number: record for record in analysis.records}
+    records = [by_number[job.number] for job in jobs if job.number in by_number]
+    for objective in analysis.study.objectives:
+        found += _compared(analysis, objective, records)
+    return _corrected(found)
+
+
+def _compared(analysis: Analysis, objective: Objective, records: Sequence[TrialRecord]) -> list[Verdict]:
+    """Uncorrected verdicts of one objective."""
+    groups: dict[str, list[float]] = {}
+    for record in records:
+        value = analysis.value(record, objective)
+        if value is not None and value > 0:
+            groups.setdefault(record.configuration.digest, []).append(value)
+    noise = pooled(groups.values())
+    baseline = next((record.configuration.digest for record in records if record.origin is Origin.BASELINE), "")
+    base = groups.pop(baseline, [])
+    if noise is None or not noise.logarithmic or len(base) < 2:
+        return []
+    result = []
+    for digest, values in groups.items():
+        if len(values) < 2:
+            continue
+        trial = next(one.trial for one in analysis.candidates if one.digest == digest)
+        difference = _log_mean(values) - _log_mean(base)
+        spread = noise.deviation * math.sqrt(1 / len(values) + 1 / len(base))
+        margin = t_quantile(0.975, noise.freedom) * spread
+        p = t_tail(difference / spread, noise.freedom) if spread > 0 else float(difference == 0)
+        better = (difference > 0) == (objective.direction == "maximize")
+        bounds = {"ratio": math.exp(difference), "low": math.exp(difference - margin), "high": math.exp(difference + margin)}
+        result.append(Verdict(trial=trial, objective=objective.name, **bounds, p=p, answer="better" if better else "worse"))
+    return result
+
+
+def _corrected(found: Sequence[Verdict]) -> list[Verdict]:
+    """Holm's step-down correction; what does not pass it is not distinguishable."""
+    order = sorted(range(len(found)), key=lambda index: found[index].p)
+    worst, corrected = 0.0, dict[int, float]()
+    for rank, index in enumerate(order):
+        worst = max(worst, min(1.0, (len(found) - rank) * found[index].p))
+        corrected[index] = worst
+    answers = [verdict.answer if corrected[index] < LEVEL else "not distinguishable" for index, verdict in enumerate(found)]
+    return [verdict.model_copy(update={"p": corrected[index], "answer": answers[index]}) for index, verdict in enumerate(found)]
+
+
+def remaining(jobs: Sequence[TrialJob], records: Mapping[int, TrialRecord]) -> list[TrialJob]:
+    """Jobs of a plan that have no record yet."""
+    return [job for job in jobs if job.number not in records]
+
+
+def _log_mean(values: Sequence[float]) -> float:
+    return math.fsum(map(math.log, values)) / len(values)
