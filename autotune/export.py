@@ -75,9 +75,8 @@ def choose(found: StudyResults, pick: str) -> int:
 def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
     """What an exporter needs to know about a candidate."""
     study, record = found.study, chosen.records[0]
-    made = plan.assemble(study, source.read((found.folder or store / study.name) / STUDY), store)
-    engine = made.engines[record.configuration.engine]
-    values = engine.explicit(record.configuration, made.cache)
+    engine = plan.engines_of(study, source.read((found.folder or store / study.name) / STUDY))[record.configuration.engine]
+    values = engine.explicit(record.configuration, plan.cache_of(store))
     env = {name.removeprefix("env."): str(value) for name, value in values.items() if name.startswith("env.")}
     identity = _identity(engine, found)
     when = datetime.fromtimestamp(record.started_at, UTC).date().isoformat() if record.started_at else ""
@@ -86,7 +85,7 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
         trial=chosen.trial,
         engine=identity,
         model=engine.options.model,
-        model_path=engine.model_path(made.cache),
+        model_path=engine.model_path(plan.cache_of(store)),
         configuration=record.configuration,
         parameters={name: value for name, value in values.items() if not name.startswith("env.")},
         env={**engine.options.env, **env},

@@ -15,14 +15,16 @@ A new engine is one file in this folder whose module-level name `engine` is the 
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, FiniteFloat
 
+from autotune.errors import Mistake
 from autotune.trial import Configuration, FailureKind, Frozen, Value, digest_of
 
 Serves = Literal["http", "training", "recorded"]
@@ -206,6 +208,13 @@ class Engine(ABC):
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
+
+    def check(self) -> Iterator[Mistake]:
+        """What the options show to be wrong beyond their types, each at the path of an option: an interpreter, a model or a
+        file that is not there. Launches nothing."""
+        python = self.options.python
+        if python is not None and shutil.which(python) is None:
+            yield Mistake("python", f"There is no Python interpreter {python}.")
 
     @abstractmethod
     def identity(self) -> Identity:

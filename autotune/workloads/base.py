@@ -6,10 +6,11 @@ A new workload is one file in this folder whose module-level name `workload` is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 from autotune.engines.base import Context, Serves, Session
+from autotune.errors import Mistake
 from autotune.trial import Frozen, Measurement, Scalar
 
 Progress = Callable[[str, float], None]
@@ -31,6 +32,11 @@ class Workload(ABC):
 
     def __init__(self, options: WorkloadOptions) -> None:
         self.options = options
+
+    def check(self) -> Iterator[Mistake]:
+        """What the options show to be wrong beyond their types, each at the path of an option: a file that is not there or
+        cannot be used."""
+        yield from ()
 
     @abstractmethod
     def levels(self) -> tuple[Mapping[str, Scalar], ...]:

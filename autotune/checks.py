@@ -1,0 +1,174 @@
+"""What is wrong with a study that its file, this machine's files and the registries alone can tell; no engine is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from autotune import executors, exporters
+from autotune.engines.base import Engine
+from autotune.errors import AutotuneError, InvalidInput, MissingPrerequisite, Mistake, WrongValue, nearest
+from autotune.score import Selector
+from autotune.search import samplers
+from autotune.source import Place, Source
+from autotune.space import Space
+from autotune.study import Study
+from autotune.trial import Configuration
+from autotune.workloads.base import Workload
+
+URI_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
+"""What MLflow takes as a tracking server."""
+
+
+def engine_place(text: Source, index: int) -> Place:
+    """Where an engine's section stands: a study with one engine need not make a list of it."""
+    return ("engine",) if isinstance(text.data.get("engine"), Mapping) else ("engine", index)
+
+
+def named(section: Mapping[str, Any], text: Source, place: Place, what: str, kinds: Sequence[str]) -> str:
+    """The `kind` of a section. Raises InvalidInput when it is missing or nobody knows it."""
+    kind = section.get("kind")
+    known = ", ".join(kinds)
+    if kind is None:
+        raise InvalidInput([text.mistake(place, f"The {what} section needs a 'kind'.", allowed=known)])
+    if kind not in kinds:
+        close = nearest(str(kind), kinds)
+        raise InvalidInput([text.mistake((*place, "kind"), f"There is no {what} {kind!r}.", allowed=known, nearest=close)])
+    return str(kind)
+
+
+def section(part: Engine | Workload, text: Source, place: Place) -> Iterator[Mistake]:
+    """What an engine or a workload itself finds wrong with its options."""
+    for mistake in part.check():
+        yield text.placed(mistake, (*place, *mistake.path.split(".")))
+
+
+def goals(study: Study, text: Source, engines: Mapping[str, Engine], workload: Workload) -> Iterator[Mistake]:
+    """Whether the workload suits the engines and measures what the study wants."""
+    for kind, engine in engines.items():
+        if engine.serves != workload.needs:
+            problem = f"The workload {workload.kind!r} needs an engine for {workload.needs}; {kind!r} is for {engine.serves}."
+            yield text.mistake(("workload", "kind"), problem)
+    for index, objective in enumerate(study.objectives):
+        yield from _selector(objective.selector, text, ("objectives", index), workload)
+    for index, constraint in enumerate(study.constraints):
+        yield from _selector(constraint.selector, text, ("constraints", index), workload)
+
+
+def _selector(selector: Selector, text: Source, place: Place, workload: Workload) -> Iterator[Mistake]:
+    known = workload.metrics()
+    if known and selector.metric not in known:
+        problem = f"The workload {workload.kind!r} does not measure {selector.metric!r}."
+        yield text.mistake(place, problem, allowed=", ".join(sorted(known)), nearest=nearest(selector.metric, known))
+        return
+    levels = workload.levels()
+    if selector.key is not None and levels and not any(level.get(selector.key) == selector.value for level in levels):
+        shown = [
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for one in levels for key, value in one.items()
+        ]
+        asked = f"{selector.key}={selector.value}"
+        problem = f"The workload has no load level {asked}."
+        yield text.mistake(place, problem, allowed=", ".join(shown), nearest=nearest(asked, shown))
+
+
+def exports(study: Study, text: Source, engines: Mapping[str, Engine]) -> Iterator[Mistake]:
+    """Whether each exporter exists and renders one of the engines."""
+    for index, name in enumerate(study.export):
+        place = ("export", index)
+        try:
+            if name not in exporters.names():
+                named({"kind": name}, text, place, "exporter", exporters.names())
+            supported = exporters.get(name).engines
+        except InvalidInput as error:
+            yield from (text.mistake(place, m.problem, allowed=m.allowed, nearest=m.nearest) for m in error.mistakes)
+        except AutotuneError as error:
+            yield text.mistake(place, str(error))
+        else:
+            if engines and not set(engines) & set(supported):
+                yield text.mistake(place, f"The exporter {name!r} renders {', '.join(supported)}, not {', '.join(engines)}.")
+            if name in study.export[:index]:
+                yield text.mistake(place, f"The exporter {name!r} stands twice in this list.")
+
+
+def machinery(study: Study, text: Source) -> Iterator[Mistake]:
+    """Sampler, executor and tracking server."""
+    kinds = ("auto", *executors.names())
+    if study.executor.kind not in kinds:
+        close = nearest(study.executor.kind, kinds)
+        problem = f"There is no executor {study.executor.kind!r}."
+        yield text.mistake(("executor", "kind"), problem, allowed=", ".join(kinds), nearest=close)
+    try:
+        samplers.check(study.search.sampler, study.search.options)
+    except InvalidInput as error:
+        yield from (text.placed(mistake, mistake.path.split(".")) for mistake in error.mistakes)
+    except MissingPrerequisite:
+        # Told by the check against what is installed, after everything that is wrong with the file.
+        pass
+    if study.tracking.uri is not None:
+        try:
+            _tracking_uri(study.tracking.uri)
+        except WrongValue as error:
+            yield text.mistake(("tracking", "uri"), error.problem, found=repr(study.tracking.uri), **error.details)
+
+
+def _tracking_uri(uri: str) -> None:
+    """Raise WrongValue for what MLflow could not open; that it answers is seen only when it is asked."""
+    try:
+        parts = urlsplit(uri)
+        scheme, host, _ = parts.scheme.partition("+")[0], parts.hostname, parts.port
+    except ValueError as error:
+        raise WrongValue(f"This is not an address: {error}.") from None
+    if "://" not in uri:
+        raise WrongValue("A tracking server is named by its address, e.g. http://host:5000 or sqlite:///mlflow.db.")
+    if scheme not in URI_SCHEMES:
+        known = ", ".join(URI_SCHEMES)
+        raise WrongValue(
+            f"MLflow knows no address that begins with {scheme!r}.", allowed=known, nearest=nearest(scheme, URI_SCHEMES)
+        )
+    if scheme in ("http", "https") and not host:
+        raise WrongValue("This address names no host.")
+
+
+def first_trials(study: Study, text: Source, space: Space) -> tuple[list[Configuration], list[Mistake]]:
+    """The study's own configurations, and what is wrong with them."""
+    found: list[Configuration] = []
+    mistakes: list[Mistake] = []
+    for index, values in enumerate(study.first_trials):
+        try:
+            found.append(_first_trial(values, text, ("first_trials", index), space))
+        except InvalidInput as error:
+            mistakes += error.mistakes
+    return found, mistakes
+
+
+def _first_trial(values: Mapping[str, Any], text: Source, place: Place, space: Space) -> Configuration:
+    given = dict(values)
+    kind = str(given.pop("engine", next(iter(space.engines))))
+    if kind not in space.engines:
+        known = ", ".join(space.engines)
+        close = nearest(kind, space.engines)
+        raise InvalidInput([text.mistake((*place, "engine"), f"The study has no engine {kind!r}.", allowed=known, nearest=close)])
+    if not given:
+        raise InvalidInput([text.mistake(place, "This is the engine's default configuration, which every study runs first.")])
+    here = space.engines[kind]
+    unknown = [_unknown(name, text, (*place, name), space, kind) for name in given if name not in here.names()]
+    if unknown:
+        raise InvalidInput(unknown)
+    configuration = Configuration(engine=kind, values=here.complete(given))
+    rule = space.forbidden(configuration)
+    if rule is not None:
+        raise InvalidInput([text.mistake(place, f"This configuration is forbidden ({rule.rule}): {rule.reason}")])
+    return configuration
+
+
+def _unknown(name: str, text: Source, place: Place, space: Space, kind: str) -> Mistake:
+    """Why a first trial cannot set a name."""
+    here = space.engines[kind]
+    if name in here.replaced:
+        return text.mistake(place, f"{name!r}: {here.replaced[name]}")
+    if name in here.fixed:
+        return text.mistake(place, f"{name!r} is fixed by the engine section for every trial.")
+    canonical = {one.canonical.name: own for own, one in here.parameters.items() if one.canonical is not None}
+    close = canonical.get(name) or nearest(name, here.names())
+    return text.mistake(place, f"{name!r} is not a parameter of this study's search space.", nearest=close)
