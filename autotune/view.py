@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autotune import ledger, results
-from autotune.analysis import Candidate, outcome_name
+from autotune import ledger, results, tables
+from autotune.analysis import outcome_name
 from autotune.doctor import Finding
 from autotune.errors import AutotuneError, NothingMeasured
 from autotune.preview import Preview
@@ -81,49 +81,6 @@ def _print_expected(shown: Preview) -> None:
     console.print(f"\nThe study runs up to {expected.trials} trials with its finalists, {cost}{limit}.")
 
 
-def gain_lines(found: StudyResults) -> list[str]:
-    """The gain over the default in each objective, the front's best of each; what could not be compared says so."""
-    lines = []
-    for name in found.objective_names:
-        try:
-            gained = found.gain(name)
-        except NothingMeasured as error:
-            lines.append(str(error))
-            continue
-        lines.append(
-            f"{gained} in trial {gained.trial}." if gained.trial != _default_trial(found) else f"{name}: the default is the best."
-        )
-    return list(dict.fromkeys(lines))
-
-
-def _default_trial(found: StudyResults) -> int | None:
-    return None if found.default_candidate is None else found.default_candidate.trial
-
-
-def front_table(found: StudyResults) -> Table:
-    """The front, members first, with the default below it when it is not in it."""
-    marked = [(one, found.membership.get(one.trial, "")) for one in found.feasible if one.trial in found.membership]
-    marked.sort(key=lambda pair: pair[1] != "member")
-    base = found.default_candidate
-    if base is not None and all(one is not base for one, _ in marked):
-        marked.append((base, "default"))
-    columns = ("trial", *found.objective_names, "runs", "front", "configuration")
-    rows = [
-        (one.trial, *cells(found, one), len(one.records), mark, overrides(one.records[0].configuration)) for one, mark in marked
-    ]
-    return table("Front", columns, rows)
-
-
-def cells(found: StudyResults, one: Candidate) -> list[str]:
-    """A candidate's objectives with their intervals."""
-    result = []
-    for objective in found.study.objectives:
-        interval = found.interval(one, objective)
-        value = number(found.mean(one, objective))
-        result.append(value if interval is None else f"{value} [{number(interval.low)}, {number(interval.high)}]")
-    return result
-
-
 def print_finished(finished: Finished) -> None:
     """The end of `autotune run`."""
     console.print(f"\n{finished.reason}", markup=False)
@@ -164,7 +121,7 @@ def list_rows(store: Path) -> list[dict[str, Any]]:
             )
             continue
         measured = sum(record.measurement is not None for record in found.records)
-        gained = gain_lines(found)[:1] if found.candidates else ["nothing measured"]
+        gained = tables.gain_lines(found)[:1] if found.candidates else ["nothing measured"]
         members = sum(mark == "member" for mark in found.membership.values())
         rows.append(
             {"study": found.name, "trials": len(found.records), "measured": measured, "on front": members, "gain": gained[0]}
@@ -173,34 +130,12 @@ def list_rows(store: Path) -> list[dict[str, Any]]:
 
 
 def print_study(found: StudyResults) -> None:
-    """`autotune show`."""
-    for line in gain_lines(found):
+    """`autotune show`: the gain first, then the front, every trial, and why the losers lost."""
+    for line in tables.gain_lines(found):
         console.print(line, markup=False)
-    if found.feasible:
-        console.print(front_table(found))
-    console.print(
-        table("\nTrials", ("trial", "origin", "outcome", *found.objective_names, "seconds", "configuration"), _trial_rows(found))
-    )
-    losers = _losers(found.records)
-    if losers:
-        console.print(table("\nWhy trials have no score", ("outcome", "trials", "advice"), losers))
-
-
-def _trial_rows(found: StudyResults) -> Iterable[Sequence[Any]]:
-    for record in found.records:
-        scored = found.score(record)
-        values = scored.values if scored is not None else [None] * len(found.objective_names)
-        outcome = outcome_name(record) + ("" if scored is None or scored.feasible else ", breaks a constraint")
-        spent = sum(seconds for phase, seconds in record.seconds.items() if "." not in phase)
-        yield record.number, str(record.origin), outcome, *values, round(spent, 1), overrides(record.configuration)
-
-
-def _losers(records: Sequence[TrialRecord]) -> list[tuple[str, str, str]]:
-    groups: dict[tuple[str, str], list[int]] = {}
-    for record in records:
-        if isinstance(record.outcome, Failed):
-            groups.setdefault((str(record.outcome.kind), record.outcome.advice), []).append(record.number)
-    return [(kind, ", ".join(map(str, numbers)), advice) for (kind, advice), numbers in groups.items()]
+    for rows in (tables.front_rows(found), tables.trial_rows(found), tables.losers(found)):
+        if rows.cells:
+            console.print(table(f"\n{rows.title}", rows.columns, rows.cells))
 
 
 def print_trial(found: StudyResults, record: TrialRecord) -> None:
@@ -245,8 +180,8 @@ def study_json(found: StudyResults) -> dict[str, Any]:
     return {
         "study": found.name,
         "objectives": list(found.objective_names),
-        "default_trial": _default_trial(found),
-        "gain": gain_lines(found),
+        "default_trial": None if found.default_candidate is None else found.default_candidate.trial,
+        "gain": tables.gain_lines(found),
         "front": [
             {"trial": one.trial, "front": found.membership[one.trial]} for one in found.feasible if one.trial in found.membership
         ],
