@@ -114,15 +114,15 @@ class Trl(Engine):
             **self.arguments(configuration, self.model_path(context.cache)),
             **_OURS,
             "max_steps": options.total_steps,
-            "output_dir": str(context.scratch / "output"),
+            "output_dir": str(context.scratch.absolute() / "output"),
         }
         script = str(options.script.absolute()) if options.script else f"trl.scripts.{options.algorithm}"
         python = _environment.interpreter(options.python)
         prefix = [python]
         if options.processes > 1:
             prefix += ["-m", "accelerate.commands.launch", "--num_processes", str(options.processes)]
-        steps = str(context.folder / FIRST_STEPS)
-        config = str(context.folder / CONFIG)
+        steps = str(context.folder.absolute() / FIRST_STEPS)
+        config = str(context.folder.absolute() / CONFIG)
         return Launch(
             argv=(*prefix, str(HERE / "tap.py"), steps, script, "--config", config, "--seed", str(context.seed)),
             env=self.environment(configuration, context),

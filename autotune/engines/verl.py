@@ -176,7 +176,7 @@ class Verl(Engine):
             **self.parameters(configuration, self.model_path(context.cache)),
             **_OURS,
             "trainer.total_training_steps": self.options.total_steps,
-            "trainer.default_local_dir": str(context.scratch / "checkpoints"),
+            "trainer.default_local_dir": str(context.scratch.absolute() / "checkpoints"),
             "data.seed": context.seed,
             f"{A}.actor.data_loader_seed": context.seed,
         }
@@ -195,7 +195,7 @@ class Verl(Engine):
         return {
             "PYTHONPATH": ":".join(map(str, folders)),
             "VERL_USE_EXTERNAL_MODULES": ",".join(modules),
-            "VERL_FILE_LOGGER_PATH": str(context.folder / FIRST_STEPS),
+            "VERL_FILE_LOGGER_PATH": str(context.folder.absolute() / FIRST_STEPS),
             "AUTOTUNE_VERL_POLL_S": str(self.options.poll_s),
             "OMP_NUM_THREADS": str(self.options.threads),
             "TOKENIZERS_PARALLELISM": "false",

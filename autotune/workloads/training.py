@@ -61,12 +61,14 @@ class TrainingOptions(WorkloadOptions):
             raise ValueError("A seed stands twice")
         return self
 
-    def done(self, steps: Sequence[Step]) -> float:
-        """Share of the wanted length that the measured steps make up; 1 or more is enough."""
+    def done(self, warm_up: Sequence[Step], steps: Sequence[Step]) -> float:
+        """Share of the wanted length that is behind; 1 or more is enough. A run learns from its warm-up's samples too."""
+        if not steps:
+            return 0.0
         if self.steps is not None:
             return len(steps) / self.steps
         if self.samples is not None:
-            return sum(step.samples or 0 for step in steps) / self.samples
+            return sum(step.samples or 0 for step in (*warm_up, *steps)) / self.samples
         assert self.train_seconds is not None
         return sum(step.metrics["step_s"] for step in steps) / self.train_seconds
 
@@ -123,7 +125,7 @@ class _Watch:
             if step is not None:
                 last = now
                 self.take(step)
-                if self.options.done(self.steps) >= 1:
+                if self.options.done(self.warm_up, self.steps) >= 1:
                     return self.steps
             elif now - last > self.options.stall_s:
                 raise self.failed(
@@ -166,7 +168,7 @@ class _Watch:
         if why is not None:
             raise self.failed(FailureKind.INCOMPLETE, f"Ended early as lost: {why}", "Nothing: the search avoids its like.")
         index, count = self.place
-        self.progress(f"step {step.number}", (index + min(1.0, self.options.done(self.steps))) / count)
+        self.progress(f"step {step.number}", (index + min(1.0, self.options.done(self.warm_up, self.steps))) / count)
 
     def partial(self) -> Measurement | None:
         return table({0: self.steps}, {}) if self.steps else None

@@ -92,6 +92,8 @@ def resolved(algorithm: str, arguments: dict[str, Any], known: dict[str, type], 
         made = holder(**own)
         result |= {field.name: plain(getattr(made, field.name)) for field in dataclasses.fields(made)}
     result |= {name: arguments[name] for name in ("bf16", "use_cpu", "fp16") if name in arguments}
+    # TRL fills these two in from other parameters; told as they were asked, they stay true when those change.
+    result |= {name: arguments.get(name) for name in ("generation_batch_size", "steps_per_generation")}
     if algorithm in ONLINE and result["num_generations"] < 2:
         raise ValueError("num_generations must be 2 or more: an advantage needs a group to compare with.")
     return result
