@@ -18,6 +18,7 @@ def main() -> int:
     options = parser.parse_args()
     for name, value in LIMITS.items():
         os.environ.setdefault(name, value)
+    os.nice(10)  # a trial may be measuring on the same cores
     watch = Watch(int(os.environ.get(DRIVER, os.getppid())))
     watch.start()
     uri = os.environ.get(URI) or default_uri(options.folder.parent)
