@@ -111,7 +111,7 @@ def finished_json(finished: Finished) -> dict[str, Any]:
 
 def list_rows(store: Path) -> list[dict[str, Any]]:
     """One row a study of the store: name, trials, measured, failed, the gain in the first objective."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for folder in ledger.studies(store):
         try:
             found = results.read(folder)
