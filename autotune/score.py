@@ -13,7 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from autotune.metrics import lookup
+from autotune.errors import WrongValue, nearest
+from autotune.metrics import STATISTICS, lookup, names
 from autotune.trial import FailureKind, Frozen, Measurement, Phase, Row, Scalar, TrialFailed
 
 Direction = Literal["maximize", "minimize"]
@@ -44,8 +45,8 @@ class Selector(Frozen):
             )
         try:
             lookup(match["metric"])
-        except KeyError as error:
-            raise ValueError(str(error.args[0])) from None
+        except KeyError:
+            raise _no_metric(match["metric"]) from None
         return cls(metric=match["metric"], key=match["key"], value=None if match["value"] is None else _scalar(match["value"]))
 
     def rows(self, measurement: Measurement) -> list[Row]:
@@ -90,6 +91,8 @@ class Constraint(Frozen):
             limit = float(match["limit"])
         except ValueError:
             raise ValueError(f"{match['limit']!r} is not a number") from None
+        if not math.isfinite(limit):
+            raise ValueError(f"The bound {match['limit']} is not a finite number")
         if limit == 0:
             raise ValueError("A bound of 0 cannot be scaled; give a small number instead")
         return cls(selector=Selector.parse(match["metric"] + (match["at"] or "")), op=match["op"], limit=limit)
@@ -140,6 +143,14 @@ def value_of(measurement: Measurement, selector: Selector, highest: bool) -> flo
         raise _absent(selector, f"it was measured in {len(found)} of {len(rows)} rows")
     minimised = lookup(selector.metric).direction == "minimize"
     return max(found) if highest or minimised else min(found)
+
+
+def _no_metric(name: str) -> WrongValue:
+    base = name.partition(".")[0]
+    if any(known.startswith(f"{base}.") for known in names()):
+        statistics = ", ".join(f"{base}.{statistic}" for statistic in STATISTICS)
+        return WrongValue(f"{name!r} needs one of the statistics of {base}.", allowed=statistics, nearest=nearest(name, names()))
+    return WrongValue(f"There is no metric {name!r}.", nearest=nearest(name, names()))
 
 
 def _absent(selector: Selector, why: str) -> TrialFailed:

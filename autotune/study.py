@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from autotune import source, validation
+from autotune.errors import WrongValue, nearest
 from autotune.score import Constraint, Objective, Selector
 from autotune.source import Source
 from autotune.trial import Frozen, Value, digest_of
@@ -20,11 +21,16 @@ _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 def _objective(value: Any) -> Any:
     if isinstance(value, Objective):
         return value
-    if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in ("maximize", "minimize"):
+    known = ("maximize", "minimize")
+    if not isinstance(value, Mapping) or len(value) != 1:
         raise ValueError("An objective is one of 'maximize: METRIC' or 'minimize: METRIC'")
     direction, text = next(iter(value.items()))
+    if direction not in known:
+        raise WrongValue(
+            f"{direction!r} is not a direction.", direction, allowed=", ".join(known), nearest=nearest(direction, known)
+        )
     if not isinstance(text, str):
-        raise ValueError(f"The metric to {direction} must be a name")
+        raise WrongValue(f"The metric to {direction} must be a name.", direction)
     return Objective(selector=Selector.parse(text), direction=direction)
 
 
@@ -75,15 +81,8 @@ class ExecutorSpec(Frozen):
     """Where trials run. `auto` is this machine: in the driver's own process for a recorded engine, else one process a trial."""
 
     kind: str = "auto"
-    parallel: int | Literal["auto"] = "auto"
+    parallel: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     address: str | None = None
-
-    @field_validator("parallel")
-    @classmethod
-    def _positive(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("'parallel' must be 1 or more, or 'auto'")
-        return value
 
 
 class TrackingSpec(Frozen):
@@ -102,7 +101,7 @@ class SpaceSection(Frozen):
     """
 
     include: str | None = None
-    select: tuple[str, ...] | None = None
+    select: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     override: Mapping[str, Any] = Field(default_factory=dict)
     parameters: Mapping[str, Any] = Field(default_factory=dict)
     forbid: tuple[Any, ...] = ()
@@ -150,16 +149,15 @@ class Study(Frozen):
         return [value] if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
-    def _consistent(self) -> Study:
-        names = [objective.name for objective in self.objectives]
-        if len(set(names)) < len(names):
-            raise ValueError("The same objective stands twice")
-        bounds = [constraint.name for constraint in self.constraints]
-        if len(set(bounds)) < len(bounds):
-            raise ValueError("The same constraint stands twice")
-        kinds = [section.get("kind") for section in self.engine]
-        if len({str(kind) for kind in kinds}) < len(kinds):
-            raise ValueError("Each engine may stand once in a study")
+    def _distinct(self) -> Study:
+        for field, names in (
+            ("objectives", [objective.name for objective in self.objectives]),
+            ("constraints", [constraint.name for constraint in self.constraints]),
+            ("engine", [str(section.get("kind")) for section in self.engine]),
+        ):
+            for index, name in enumerate(names):
+                if name in names[:index]:
+                    raise WrongValue(f"{name!r} stands twice in this list.", field, index)
         return self
 
     @property

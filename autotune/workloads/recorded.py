@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from autotune.engines._recorded.recording import Level, load
 from autotune.engines.base import Context, Session
 from autotune.engines.recorded import DEFAULT_RECORDING, RecordedSession
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, WrongValue, nearest
 from autotune.trial import Measurement, Row, Scalar
 from autotune.workloads.base import Progress, Workload, WorkloadOptions
 
 LEVEL_GAP_S = 2.0
 """Seconds between two recorded levels: settling and the client's own start."""
 _LATENCIES = ("ttft", "tpot", "e2e")
+
+
+def _shown(*levels: Mapping[Any, float]) -> str:
+    return ", ".join(f"{key}: {value:g}" for level in levels for key, value in level.items())
 
 
 class RecordedWorkloadOptions(WorkloadOptions):
@@ -40,12 +44,14 @@ class RecordedWorkloadOptions(WorkloadOptions):
             raise ValueError(str(error)) from error
         kinds = recording.about.traffic
         if self.traffic not in kinds:
-            raise ValueError(f"The recording has no traffic {self.traffic!r}; it has {', '.join(kinds)}")
+            close = nearest(self.traffic, kinds)
+            raise WrongValue(f"The recording has no traffic {self.traffic!r}.", "traffic", allowed=", ".join(kinds), nearest=close)
         known = [dict(level.key) for level in recording.levels(self.traffic)]
-        for wanted in self.load:
+        for index, wanted in enumerate(self.load):
             if dict(wanted) not in known:
-                shown = ", ".join(f"{key}: {value:g}" for level in known for key, value in level.items())
-                raise ValueError(f"The recording has no load level {dict(wanted)}; it has {shown}")
+                raise WrongValue(f"The recording has no load level {_shown(wanted)}.", "load", index, allowed=_shown(*known))
+            if wanted in self.load[:index]:
+                raise WrongValue(f"The load level {_shown(wanted)} stands twice.", "load", index)
         return self
 
 
