@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,9 @@ class Mistake:
 class WrongValue(ValueError):
     """Raised by a model's validator that knows more than where the model stands: `at` leads from there to the value."""
 
-    def __init__(self, problem: str, *at: str | int, **details: str | None) -> None:
+    def __init__(self, problem: str, *at: str | int, **details: Any) -> None:
         self.problem, self.at, self.details = problem, at, details
-        super().__init__(problem)
+        super().__init__(str(Mistake("", problem, **details)))
 
 
 class AutotuneError(Exception):

@@ -40,7 +40,7 @@ def build(name: str, seed: int, options: Mapping[str, Value], conditional: bool)
     try:
         with _quiet():
             return _build(name, seed, dict(options), conditional)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         problem = f"The sampler {name!r} does not take these options: {error}."
         raise InvalidInput([Mistake("search.options", problem)]) from error
 
