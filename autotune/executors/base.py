@@ -9,7 +9,7 @@ A new executor is one file in this folder whose module-level name `executor` is 
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,8 +100,9 @@ class Executor(ABC):
         return []
 
     def forget_scratch(self) -> None:
-        """Remove the driver's scratch folder, which each trial has emptied of its own."""
-        shutil.rmtree(process.scratch_root(), ignore_errors=True)
+        """Remove the driver's scratch folder, from which each trial has removed its own."""
+        with contextlib.suppress(OSError):
+            process.scratch_root().rmdir()
 
     def __enter__(self) -> Self:
         return self

@@ -7,21 +7,20 @@ dies is noticed by its workers, which stop their engines; what even they could n
 from __future__ import annotations
 
 import atexit
-import contextlib
 import multiprocessing
 import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from multiprocessing import connection, forkserver
+from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from autotune import gpu, proc, process
 from autotune.engines.base import Context
-from autotune.executors import _worker
+from autotune.executors import _forkserver, _worker
 from autotune.executors.base import MAX_PARALLEL, Executor, Site
 from autotune.leases import Leases
 from autotune.trial import Configuration, Failed, FailureKind, Phase, TrialJob, TrialRecord
@@ -64,8 +63,6 @@ class LocalExecutor(Executor):
         self._running: list[_Running] = []
         self._impossible: deque[TrialRecord] = deque()
         self._notices: list[str] = []
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_modules(site))
         atexit.register(self.close)
 
     @property
@@ -141,12 +138,10 @@ class LocalExecutor(Executor):
         context = self.site.context(job, gpus, _cores(slot, self.capacity))
         engine = self.site.engines[job.configuration.engine]
         idle = self._idle_of(gpus)
-        ours, theirs = self._context.Pipe(duplex=False)
-        with _tagged_forkserver(self.site):
-            worker = self._context.Process(
-                target=_worker.work, args=(theirs, engine, self.site.workload, job, context, idle), name=f"trial-{job.number}"
-            )
-            worker.start()
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        arguments = (theirs, engine, self.site.workload, job, context, idle)
+        worker = _forkserver.running(self.site).Process(target=_worker.work, args=arguments, name=f"trial-{job.number}")
+        worker.start()
         theirs.close()
         seen = proc.look(worker.pid or 0)
         identity = seen.identity if seen else (worker.pid or 0, 0)
@@ -199,11 +194,6 @@ class LocalExecutor(Executor):
         shutil.rmtree(one.context.scratch, ignore_errors=True)
 
 
-def _modules(site: Site) -> list[str]:
-    """What a worker needs, imported once in the server that workers are forked from."""
-    return [_worker.__name__, *sorted({type(part).__module__ for part in (*site.engines.values(), site.workload)})]
-
-
 def _wait(one: _Running, deadline: float) -> None:
     one.worker.join(max(0.0, deadline - time.monotonic()))
 
@@ -238,20 +228,6 @@ def _without_run(job: TrialJob, failed: Failed) -> TrialRecord:
         attempt=job.attempt,
         started_at=time.time(),
     )
-
-
-@contextlib.contextmanager
-def _tagged_forkserver(site: Site) -> Iterator[None]:
-    """The server that workers are forked from carries a tag of its own, and they inherit it, so that a reaper finds them."""
-    before = os.environ.get(proc.TAG_VARIABLE)
-    os.environ[proc.TAG_VARIABLE] = process.make_tag(site.store, site.study, "workers")
-    try:
-        forkserver.ensure_running()
-        yield
-    finally:
-        os.environ.pop(proc.TAG_VARIABLE)
-        if before is not None:
-            os.environ[proc.TAG_VARIABLE] = before
 
 
 executor = LocalExecutor
