@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from autotune.engines import _flags, _vllm_log
 from autotune.engines._environment import interpreter
 from autotune.engines._server import ServingSession
 from autotune.engines.base import Context, Diagnosis, Engine, Flag, Identity, Launch, Session, Verdict
-from autotune.errors import AutotuneError, MissingPrerequisite
+from autotune.errors import AutotuneError, MissingPrerequisite, Mistake
 from autotune.secrets import is_secret_name
 from autotune.trial import Configuration, Value, digest_of
 
-_HERE = Path(__file__).parent
-_PROBE = _HERE / "_vllm_probe.py"
-_SERVE = _HERE / "_vllm_serve.py"
+_SCRIPTS = Path(__file__).parent / "_vllm"
+_PROBE = _SCRIPTS / "probe.py"
+_SERVE = _SCRIPTS / "serve.py"
 _PROBE_TIMEOUT_S = 300.0
 _GIB = 1 << 30
 _MEMORY_NAMES = ("kv_cache_memory_bytes", "gpu_memory_utilization", "num_gpu_blocks_override")
@@ -42,6 +42,10 @@ class VllmEngine(Engine):
 
     kind = "vllm"
     serves = "http"
+
+    def check(self) -> Iterator[Mistake]:
+        yield from super().check()
+        yield from models.faults(self.options.model)
 
     def identity(self) -> Identity:
         return self._identity

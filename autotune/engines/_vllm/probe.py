@@ -1,8 +1,8 @@
 """Asks the installed vLLM about itself. Runs in the engine's interpreter, so it imports nothing of autotune.
 
-    python _vllm_probe.py flags                              [{"name", "option", "negation", "type", ...}, ...]
-    python _vllm_probe.py resolve   (a JSON list on stdin)   [{"refused"} or {"resolved"}, ...], one an entry
-    python _vllm_probe.py parse     (an argv on stdin)       {"parsed"} or {"refused"}: the values that the parser read
+    python probe.py flags                              [{"name", "option", "negation", "type", ...}, ...]
+    python probe.py resolve   (a JSON list on stdin)   [{"refused"} or {"resolved"}, ...], one an entry
+    python probe.py parse     (an argv on stdin)       {"parsed"} or {"refused"}: the values that the parser read
 
 An entry of `resolve` is {"argv": [...], "env": {...}}. The answer is one JSON value on the last line of standard output.
 Types, choices and defaults are read from vLLM's argument parser, ranges from the pydantic fields behind it.
@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -120,7 +120,7 @@ def resolve_one(parser: argparse.ArgumentParser, argv: list[str], env: Mapping[s
     with environment(env):
         try:
             args = parser.parse_args(argv)
-            config = AsyncEngineArgs.from_cli_args(args).create_engine_config(UsageContext.OPENAI_API_SERVER)  # type: ignore[no-untyped-call]
+            config = AsyncEngineArgs.from_cli_args(args).create_engine_config(UsageContext.OPENAI_API_SERVER)
         except (Exception, SystemExit) as error:
             return {"refused": reason(error)}
     values = {name: plain(value) for name, value in vars(args).items()}
@@ -183,8 +183,8 @@ def main() -> None:
     answer_stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     asked = json.loads(sys.stdin.read() or "[]")
-    answer = {"flags": lambda: flags(), "resolve": lambda: resolve(asked), "parse": lambda: parse(asked)}[sys.argv[1]]()
-    print(json.dumps(answer, default=str), file=answer_stream, flush=True)
+    answers: dict[str, Callable[[], Any]] = {"flags": flags, "resolve": lambda: resolve(asked), "parse": lambda: parse(asked)}
+    print(json.dumps(answers[sys.argv[1]](), default=str), file=answer_stream, flush=True)
     os._exit(0)
 
 

