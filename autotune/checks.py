@@ -41,7 +41,7 @@ def named(section: Mapping[str, Any], text: Source, place: Place, what: str, kin
 def section(part: Engine | Workload, text: Source, place: Place) -> Iterator[Mistake]:
     """What an engine or a workload itself finds wrong with its options."""
     for mistake in part.check():
-        yield text.placed(mistake, (*place, *mistake.path.split(".")))
+        yield text.placed(mistake, (*place, *filter(None, mistake.path.split("."))))
 
 
 def goals(study: Study, text: Source, engines: Mapping[str, Engine], workload: Workload) -> Iterator[Mistake]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from autotune import synthetic
-from autotune.errors import NotFound
+from autotune.errors import Mistake, NotFound
 from autotune.trial import Frozen
 
 DTYPE_BYTES: Mapping[str, float] = {
@@ -45,6 +45,8 @@ class ModelFacts(Frozen):
     dtype: str
     parameters: int | None = None
     experts: int = 0
+    intermediate: int | None = None
+    """Width of the feed-forward layer, of one expert's where there are experts."""
     latent_kv: int | None = None
     """Elements cached per token and layer by multi-head latent attention; None for ordinary attention."""
 
@@ -93,6 +95,20 @@ def locate(model: str, cache: Path) -> str:
     return model
 
 
+def faults(model: str) -> Iterator[Mistake]:
+    """What is wrong with a study's model as far as this machine alone can tell; nothing is made or downloaded."""
+    if not model.strip():
+        yield Mistake("model", "This is empty; name a synthetic model, a folder or a hub name.")
+        return
+    try:
+        if synthetic.is_synthetic(model):
+            synthetic.config(model)
+        else:
+            locate(model, Path())
+    except NotFound as error:
+        yield Mistake("model", str(error))
+
+
 def facts(model: str) -> ModelFacts | None:
     """The facts of a study's model without touching the network.
 
@@ -121,6 +137,7 @@ def facts_of(config: Mapping[str, Any]) -> ModelFacts:
         dtype=str(text.get("dtype") or text.get("torch_dtype") or "float32").removeprefix("torch."),
         parameters=_parameters(text),
         experts=text.get("num_experts") or text.get("num_local_experts") or 0,
+        intermediate=text.get("moe_intermediate_size") or text.get("intermediate_size"),
         latent_kv=latent,
     )
 

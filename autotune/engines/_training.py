@@ -11,15 +11,17 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from autotune import gpu, process
+from autotune import gpu, models, process
+from autotune.engines import _learner_model
 from autotune.engines.base import Context, Diagnosis, EngineOptions, Launch, Step, TrainingSession
+from autotune.errors import Mistake, NotFound
 from autotune.logs import LogReader, tail
 from autotune.trial import FailureKind, Phase, TrialFailed, Value
 
@@ -44,6 +46,29 @@ class TrainingOptions(EngineOptions):
     """CPU threads of each process. More than the free cores makes OpenMP spin and a step tens of times slower."""
     cpu: bool = False
     """Train without a GPU."""
+
+
+def faults(options: TrainingOptions, data: str) -> Iterator[Mistake]:
+    """What is wrong with a training's model and files as far as this machine can tell. `data` is the parameter that names
+    the training data, which a study may fix instead of giving a `dataset`."""
+    try:
+        synthetic = _learner_model.size_of(options.model) is not None
+    except NotFound as error:
+        yield Mistake("model", str(error))
+        return
+    if not synthetic:
+        yield from models.faults(options.model)
+        if options.dataset is None and data not in options.fixed:
+            yield Mistake("", "A model that is not synthetic needs a 'dataset'.")
+    if options.dataset is not None:
+        yield from missing_file("dataset", options.dataset)
+
+
+def missing_file(option: str, name: str | Path) -> Iterator[Mistake]:
+    """A mistake for a name that is a path and leads nowhere; hub names cannot be told from here."""
+    path = Path(name).expanduser()
+    if not path.exists() and (isinstance(name, Path) or path.suffix or name.startswith(("/", "./", "../", "~"))):
+        yield Mistake(option, f"There is no file {name}.")
 
 
 @dataclass(frozen=True)

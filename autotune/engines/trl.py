@@ -7,7 +7,7 @@ measurements (`_trl/tap.py`). The parameters are the fields of TRL's config clas
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,9 +16,19 @@ from pydantic import model_validator
 
 from autotune import gpu, process
 from autotune.engines import _environment, _learner_model
-from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions, diagnose, finite
+from autotune.engines._training import (
+    FIRST_STEPS,
+    Begin,
+    Dialect,
+    LaunchedTraining,
+    TrainingOptions,
+    diagnose,
+    faults,
+    finite,
+    missing_file,
+)
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Serves, Session, Step, Verdict
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, Mistake
 from autotune.trial import Configuration, Value
 
 HERE = Path(__file__).parent / "_trl"
@@ -77,7 +87,8 @@ class TrlOptions(TrainingOptions):
             implied["dataset_name"] = section["dataset"]
         if section.get("reward") is not None:
             implied["reward_funcs"] = [section["reward"]]
-        return {**section, "fixed": {**implied, **(section.get("fixed") or {})}}
+        fixed = section.get("fixed") or {}
+        return {**section, "fixed": {**implied, **fixed}} if isinstance(fixed, Mapping) else section
 
 
 class Trl(Engine):
@@ -87,6 +98,14 @@ class Trl(Engine):
     serves: ClassVar[Serves] = "training"
     Options: ClassVar[type[EngineOptions]] = TrlOptions
     options: TrlOptions
+
+    def check(self) -> Iterator[Mistake]:
+        yield from super().check()
+        script = self.options.script
+        if script is not None:
+            yield from missing_file("script", script)
+        else:
+            yield from faults(self.options, "dataset_name")
 
     def identity(self) -> Identity:
         install = f"make engine-trl, or pip install trl==1.16.0 into {_environment.interpreter(self.options.python)}"
@@ -148,13 +167,13 @@ class Trl(Engine):
         return LaunchedTraining(launch, context, self.options, Dialect(read_line, reseed, self.diagnose))
 
     def flags(self) -> Mapping[str, Flag]:
-        return {name: Flag(**flag) for name, flag in self._ask({"ask": "flags"}).items()}
+        return {name: Flag(**flag) for name, flag in self.ask({"ask": "flags"}).items()}
 
     def preflight(self, configurations: Sequence[Configuration]) -> list[Verdict]:
         asked = [self.arguments(configuration, self.options.model) for configuration in configurations]
-        return [Verdict(**verdict) for verdict in self._ask({"ask": "check", "arguments": asked})]
+        return [Verdict(**verdict) for verdict in self.ask({"ask": "check", "arguments": asked})]
 
-    def _ask(self, question: Mapping[str, Value]) -> Any:
+    def ask(self, question: Mapping[str, Value]) -> Any:
         """Ask TRL's own config classes, in TRL's environment."""
         python = _environment.interpreter(self.options.python)
         told = process.run(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,9 +18,19 @@ from pydantic import Field, model_validator
 
 from autotune import gpu, process
 from autotune.engines import _environment, _learner_model
-from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions, diagnose, finite
+from autotune.engines._training import (
+    FIRST_STEPS,
+    Begin,
+    Dialect,
+    LaunchedTraining,
+    TrainingOptions,
+    diagnose,
+    faults,
+    finite,
+    missing_file,
+)
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Identity, Launch, Serves, Session, Step, Verdict
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, Mistake
 from autotune.trial import Configuration, Value
 
 HERE = Path(__file__).parent
@@ -138,7 +148,8 @@ class VerlOptions(TrainingOptions):
             **(_ON_CPU if section.get("cpu") is True else {}),
             **_data(section),
         }
-        return {**section, "fixed": {**implied, **(section.get("fixed") or {})}}
+        fixed = section.get("fixed") or {}
+        return {**section, "fixed": {**implied, **fixed}} if isinstance(fixed, Mapping) else section
 
 
 class Verl(Engine):
@@ -148,6 +159,16 @@ class Verl(Engine):
     serves: ClassVar[Serves] = "training"
     Options: ClassVar[type[EngineOptions]] = VerlOptions
     options: VerlOptions
+
+    def check(self) -> Iterator[Mistake]:
+        yield from super().check()
+        yield from faults(self.options, "data.train_files")
+        if self.options.reward is not None:
+            path, _, function = self.options.reward.rpartition(":")
+            if not path or not function:
+                yield Mistake("reward", "A reward function is named as file.py:function.", found=repr(self.options.reward))
+            else:
+                yield from missing_file("reward", path)
 
     def identity(self) -> Identity:
         install = f"make engine-verl, or pip install verl==0.9.1 into {_environment.interpreter(self.options.python)}"

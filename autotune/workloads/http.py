@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import ClassVar, cast
 
 from autotune import metrics as metric_table
 from autotune.engines.base import Context, Serves, Session
+from autotune.errors import InvalidInput, Mistake
 from autotune.trial import Measurement, Row, Scalar
 from autotune.workloads._load.options import HttpOptions
 from autotune.workloads._load.plans import check_recorded
@@ -34,6 +36,13 @@ class HttpWorkload(Workload):
         self._options = cast(HttpOptions, options)
         self.stop_early: Callable[[tuple[Row, ...]], str | None] = lambda rows: None
         """Asked after every level with the rows so far; an answer ends the run there and stands in its facts."""
+
+    def check(self) -> Iterator[Mistake]:
+        try:
+            check_recorded(self._options)
+        except InvalidInput as error:
+            for mistake in error.mistakes:
+                yield replace(mistake, path=mistake.path.removeprefix("workload."))
 
     def levels(self) -> tuple[Mapping[str, Scalar], ...]:
         return tuple(load.level for load in self._options.load if load.slo_climb is None)
