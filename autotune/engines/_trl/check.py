@@ -1,7 +1,8 @@
 """Answers questions about TRL's own config classes, without training: a JSON question on stdin, a JSON answer as the last line.
 
 `{"ask": "flags"}` lists every parameter; `{"ask": "check", "arguments": [...]}` builds the config of each mapping and says
-why it is refused, or what it resolves to. Runs in TRL's own environment and imports nothing of autotune.
+why it is refused, or what it resolves to; `{"ask": "read", "config": FILE, "accelerate": FILE}` parses a config file as TRL's
+own script does, and a launch file as accelerate does. Runs in TRL's own environment and imports nothing of autotune.
 """
 
 from __future__ import annotations
@@ -99,11 +100,27 @@ def resolved(algorithm: str, arguments: dict[str, Any], known: dict[str, type], 
     return result
 
 
+def read(algorithm: str, config: str, accelerate: str) -> dict[str, Any]:
+    """Every value that the script would see, and how accelerate would launch it. Raises what either raises."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    parser = importlib.import_module(f"trl.scripts.{algorithm}").make_parser()
+    parsed = parser.parse_args_and_config(["--config", config], fail_with_unknown_args=True)
+    values: dict[str, Any] = {}
+    for holder in parsed:
+        if dataclasses.is_dataclass(holder):
+            values |= {field.name: plain(getattr(holder, field.name)) for field in dataclasses.fields(holder)}
+    launch = load_config_from_file(accelerate)
+    return {"values": values, "processes": launch.num_processes, "distributed": str(launch.distributed_type)}
+
+
 def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     question = json.load(sys.stdin)
     if question["ask"] == "flags":
         answer: Any = flags(question["algorithm"])
+    elif question["ask"] == "read":
+        answer = read(question["algorithm"], question["config"], question["accelerate"])
     else:
         answer = [check(question["algorithm"], one, question["processes"]) for one in question["arguments"]]
     print("\n" + json.dumps(answer))

@@ -1,7 +1,8 @@
 """Answers questions about verl's own configuration, without Ray or a GPU: JSON on stdin, a JSON answer as the last line.
 
 Each list of overrides is composed by Hydra and validated by verl: `[["key=value", ...], ...]` in,
-`[{"refused": ...} or {"resolved": {...}}, ...]` out. Runs in verl's own environment and imports nothing of autotune.
+`[{"refused": ...} or {"resolved": {...}}, ...]` out; with `folder` and `name`, a config file of that folder is the primary one,
+as with `--config-dir` and `--config-name`. Runs in verl's own environment and imports nothing of autotune.
 """
 
 from __future__ import annotations
@@ -44,9 +45,11 @@ def main() -> None:
     import verl.trainer
 
     question = json.load(sys.stdin)
-    folder = question.get("folder") or str(Path(next(iter(verl.trainer.__path__))) / "config")
-    with initialize_config_dir(folder, version_base=None):
-        answers = [check(overrides, question.get("name", "ppo_trainer")) for overrides in question["overrides"]]
+    own = str(Path(next(iter(verl.trainer.__path__))) / "config")
+    search = [f"hydra.searchpath=[file://{own}]"] if "folder" in question else []
+    with initialize_config_dir(question.get("folder", own), version_base=None):
+        name = question.get("name", "ppo_trainer")
+        answers = [check([*search, *overrides], name) for overrides in question["overrides"]]
     print("\n" + json.dumps(answers))
 
 

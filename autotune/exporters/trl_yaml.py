@@ -1,0 +1,118 @@
+"""A winner as the YAML file that `trl grpo --config` reads, an accelerate configuration, and the line that launches both."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from autotune import engines
+from autotune.engines._learner_model import FOLDER, size_of
+from autotune.errors import AutotuneError, InvalidInput, Mistake
+from autotune.exporters.base import Exporter, Winner
+from autotune.trial import Value
+
+CONFIG = "train.yaml"
+ACCELERATE = "accelerate.yaml"
+LAUNCH = "train.sh"
+
+
+class TrlYaml(Exporter):
+    """TRL's flat configuration file: config, model and script arguments together."""
+
+    name: ClassVar[str] = "trl_yaml"
+    engines: ClassVar[tuple[str, ...]] = ("trl",)
+
+    def render(self, winner: Winner) -> Mapping[str, str]:
+        notes = "".join(f"# {line}\n" for line in (*winner.header(), *_advice(winner)))
+        content = {**_arguments(winner), "output_dir": "output"}
+        return {
+            CONFIG: notes + yaml.safe_dump(content, sort_keys=False, width=1000),
+            ACCELERATE: yaml.safe_dump(_accelerate(winner, content), sort_keys=False),
+            LAUNCH: f'#!/bin/sh\n{notes}set -e\ncd "$(dirname "$0")"\n{_line(winner)}\n',
+        }
+
+    def prove(self, files: Mapping[str, str], winner: Winner) -> str:
+        engine = _engine(winner)
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (CONFIG, ACCELERATE):
+                (Path(folder) / name).write_text(files[name])
+            question = {"ask": "read", "config": str(Path(folder) / CONFIG), "accelerate": str(Path(folder) / ACCELERATE)}
+            try:
+                told = engine.ask(question)
+            except AutotuneError as error:
+                raise InvalidInput([Mistake("", str(error), file=CONFIG)]) from error
+        asked = _arguments(winner)
+        wrong = [
+            Mistake(name, "TRL reads another value.", found=repr(told["values"].get(name)), allowed=repr(value), file=CONFIG)
+            for name, value in asked.items()
+            if not _same(told["values"].get(name), value)
+        ]
+        if wrong:
+            raise InvalidInput(wrong)
+        return (
+            f"TRL {winner.engine.version}'s own parser read {CONFIG} and found all {len(asked)} values as they were measured; "
+            f"accelerate read {ACCELERATE} for {told['processes']} process(es)."
+        )
+
+
+def _engine(winner: Winner) -> Any:
+    found = engines.get("trl")
+    return found(found.Options.model_validate({"kind": "trl", "model": winner.model, **winner.options}))
+
+
+def _arguments(winner: Winner) -> dict[str, Value]:
+    return dict(_engine(winner).arguments(winner.configuration, winner.model_path))
+
+
+def _algorithm(winner: Winner) -> str:
+    return str(_engine(winner).options.algorithm)
+
+
+def _advice(winner: Winner) -> list[str]:
+    notes = [f"Start it with: sh {LAUNCH}", "The trial ran for a set number of steps: set num_train_epochs or max_steps for yours."]
+    if _arguments(winner).get("vllm_mode") == "server":
+        notes.append(f"Start the rollout server first: trl vllm-serve --model {winner.model_path}")
+    return notes
+
+
+def _accelerate(winner: Winner, content: Mapping[str, Value]) -> dict[str, Value]:
+    cpu = content.get("use_cpu") is True
+    processes = 1 if cpu else max(1, winner.gpus)
+    return {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "MULTI_GPU" if processes > 1 else "NO",
+        "mixed_precision": "no" if content.get("bf16") is False else "bf16",
+        "num_machines": 1,
+        "num_processes": processes,
+        "machine_rank": 0,
+        "main_training_function": "main",
+        "use_cpu": cpu,
+    }
+
+
+def _line(winner: Winner) -> str:
+    engine = _engine(winner)
+    env = {"OMP_NUM_THREADS": str(engine.options.threads), **winner.env}
+    if size_of(winner.model) is not None:
+        env["PYTHONPATH"] = str(FOLDER)
+    shown = [f"{name}={shlex.quote(value)}" for name, value in sorted(env.items())]
+    if engine.options.script is not None:
+        run = ["accelerate", "launch", "--config_file", ACCELERATE, str(engine.options.script.absolute()), "--config", CONFIG]
+    else:
+        run = ["trl", _algorithm(winner), "--config", CONFIG, "--accelerate_config", ACCELERATE]
+    return " ".join([*shown, *map(shlex.quote, run), '"$@"'])
+
+
+def _same(parsed: Value, value: Value) -> bool:
+    if isinstance(value, int | float) and isinstance(parsed, int | float):
+        return float(value) == float(parsed)
+    return parsed == value or json.dumps(parsed, sort_keys=True) == json.dumps(value, sort_keys=True) or str(parsed) == str(value)
+
+
+exporter = TrlYaml
