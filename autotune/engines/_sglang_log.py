@@ -14,7 +14,7 @@ from autotune.engines.base import Diagnosis
 from autotune.trial import FailureKind
 
 MILESTONES: Sequence[tuple[str, re.Pattern[str]]] = (
-    ("imports", re.compile(r"Init torch distributed begin")),
+    ("imports", re.compile(r"Init (?:torch distributed|parallel) begin")),
     ("distributed", re.compile(r"Load weight begin")),
     ("weights", re.compile(r"Load weight end")),
     ("kv_cache", re.compile(r"Memory pool end|KV Cache is allocated")),

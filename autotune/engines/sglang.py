@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,8 @@ from autotune.engines._environment import interpreter
 from autotune.engines._server import Ask, Dialect, ServingSession
 from autotune.engines._sglang_cpu import cpu_support
 from autotune.engines.base import Context, Diagnosis, Engine, Flag, Identity, Launch, Serves, Session, Verdict
-from autotune.errors import AutotuneError, MissingPrerequisite, nearest
+from autotune.errors import AutotuneError, MissingPrerequisite, Mistake, nearest
+from autotune.secrets import is_secret_name
 from autotune.trial import Configuration, Value, digest_of
 
 __all__ = ["SglangEngine", "cpu_support", "engine"]
@@ -54,6 +55,10 @@ class SglangEngine(Engine):
     def on_cpu(self) -> bool:
         """Whether the server runs on the CPU: the study says so, or there is no GPU."""
         return bool((self.options.fixed.get("device") or self._identity["device"]) == "cpu")
+
+    def check(self) -> Iterator[Mistake]:
+        yield from super().check()
+        yield from models.faults(self.options.model)
 
     def identity(self) -> Identity:
         told = self._identity
@@ -112,7 +117,7 @@ class SglangEngine(Engine):
         model = launch.argv[launch.argv.index("--model-path") + 1]
         # Kernels are compiled into shared objects; on a CPU nothing is.
         warm = None if self.on_cpu else any((context.cache / "sglang").rglob("*.so"))
-        session = ServingSession(launch, context, self.options, _dialect(warm), model)
+        session = ServingSession(launch, context, self.options, _dialect(self.flags(), warm), model)
         session.model_folder = Path(model) if Path(model).is_dir() else None
         return session
 
@@ -198,29 +203,35 @@ class SglangEngine(Engine):
         return json.loads(told.stdout)
 
 
-def _dialect(warm: bool | None) -> Dialect:
+def _dialect(flags: Mapping[str, Flag], warm: bool | None) -> Dialect:
     return Dialect(
         milestones=log.MILESTONES,
         fatal=log.FATAL,
-        confirm=partial(_confirm, warm),
+        confirm=partial(_confirm, flags, warm),
         diagnose=log.diagnose,
         reset="/flush_cache?timeout=5",
     )
 
 
-def _confirm(warm: bool | None, ask: Ask, _log: str) -> dict[str, Value]:
+def _confirm(flags: Mapping[str, Flag], warm: bool | None, ask: Ask, _log: str) -> dict[str, Value]:
     """What the running server says about itself; what it does not tell is left out."""
     facts: dict[str, Value] = {} if warm is None else {"compile_cache": "warm" if warm else "cold"}
     info = ask("/server_info")
     if not isinstance(info, Mapping):
         return facts
-    states: list[Mapping[str, Any]] = info.get("internal_states") or [{}]
-    tokens = info.get("max_total_num_tokens") or states[0].get("memory_usage", {}).get("token_capacity")
-    if isinstance(tokens, int):
-        facts["kv_tokens"] = tokens
-    if info.get("version"):
-        facts["version"] = str(info["version"])
-    return {**facts, "effective": args.by_flag({key: value for key, value in info.items() if key != "internal_states"})}
+    state: Mapping[str, Any] = (info.get("internal_states") or [{}])[0]
+    told = {
+        "kv_tokens": info.get("max_total_num_tokens"),
+        "version": info.get("version"),
+        "engine_seconds": info.get("startup_time"),
+        "memory_gib": state.get("memory_usage"),
+    }
+    effective = args.by_flag(info)
+    if not effective.get("max_running_requests"):
+        # The limit that SGLang derives from the size of its KV pool, also when it was asked for 0.
+        effective["max_running_requests"] = state.get("effective_max_running_requests_per_dp")
+    known = {name: value for name, value in effective.items() if name in flags and not is_secret_name(name)}
+    return {**facts, **{name: value for name, value in told.items() if value is not None}, "effective": known}
 
 
 engine = SglangEngine
