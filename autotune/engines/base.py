@@ -25,6 +25,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, FiniteFloat
 
 from autotune.errors import Mistake
+from autotune.feasibility.memory import MemoryModel
 from autotune.trial import Configuration, FailureKind, Frozen, Value, digest_of
 
 Serves = Literal["http", "training", "recorded"]
@@ -251,6 +252,13 @@ class Engine(ABC):
     def model_digest(self, cache: Path) -> str:
         """Identifies what is loaded, not just its name; part of the trial cache's key."""
         return digest_of({"model": self.options.model})
+
+    def memory_model(self, resolved: Mapping[str, Value]) -> MemoryModel | None:
+        """Predicts whether a configuration's memory can suffice, before any trial; None where nothing is known.
+
+        `resolved` holds the values of the default configuration.
+        """
+        return None
 
     def gpus_needed(self, configuration: Configuration) -> int:
         """GPUs a trial of this configuration must be leased."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -19,6 +20,7 @@ from autotune.engines._recorded.recording import LaunchRecord, Level, Percentile
 from autotune.engines._recorded.surface import STOP_S, Outside, surface
 from autotune.engines.base import Context, Engine, EngineOptions, Flag, Identity, Launch, Session, Verdict
 from autotune.errors import AutotuneError
+from autotune.feasibility.memory import MemoryModel
 from autotune.trial import Configuration, FailureKind, Phase, TrialFailed, Value, digest_of
 
 DEFAULT_RECORDING = "vllm-0.26.0-llama8b"
@@ -78,7 +80,8 @@ class RecordedSession(Session):
         self.spend("start", found.start_s)
         if found.error is not None:
             kind = self._kind_of_failure()
-            raise TrialFailed(kind, Phase.START, f"Recorded: {found.error}", advice=_ADVICE.get(kind, ""))
+            told = "Recorded" if found.idx >= 0 else "Predicted from the recording"
+            raise TrialFailed(kind, Phase.START, f"{told}: {found.error}", advice=_ADVICE.get(kind, ""))
         self.launch = found
         return {
             "seconds": {"start": self.seconds["start"]},
@@ -176,6 +179,10 @@ class RecordedEngine(Engine):
 
     def preflight(self, configurations: Sequence[Configuration]) -> list[Verdict]:
         return [self._verdict(configuration) for configuration in configurations]
+
+    def memory_model(self, resolved: Mapping[str, Value]) -> MemoryModel:
+        """Knows the model and the device only: what the recording itself calibrates is for the search to find out."""
+        return replace(load(self.options.data).memory(), corrections=())
 
     def gpus_needed(self, configuration: Configuration) -> int:
         return self.options.gpus

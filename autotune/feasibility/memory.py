@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from autotune.models import DTYPE_BYTES, ModelFacts
 from autotune.trial import Frozen, Value
 
 GIB = 2**30
@@ -22,8 +23,17 @@ GRAPHS_GIB = 0.95
 """Captured CUDA graphs of a dense model; nothing in eager mode."""
 UNEXPLAINED_GIB = 0.25
 """A launch is cut only when it misses by more than this; the largest error on the fitting data is 0.15 GiB."""
-
-_BYTES = {"fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1, "float16": 2, "bfloat16": 2, "half": 2, "float": 4, "float32": 4}
+UNCALIBRATED_GIB = 2.0
+"""The same before any trial of the study has reported its KV cache: another engine version may differ by as much."""
+_UNKNOWN = (
+    "quantization",
+    "cpu_offload_gb",
+    "kv_cache_memory_bytes",
+    "speculative_config",
+    "enable_lora",
+    "num_gpu_blocks_override",
+)
+"""Parameters whose memory the model does not know; a configuration that sets one is never cut by it."""
 
 
 class ModelShape(Frozen):
@@ -41,6 +51,23 @@ class ModelShape(Frozen):
     parameters: int | None = None
     """The exact count where it is known; else that of a dense, gated transformer of this shape."""
 
+    @classmethod
+    def of(cls, facts: ModelFacts) -> ModelShape | None:
+        """The shape of a model; None for one whose memory this formula does not describe."""
+        if facts.parameters is None or facts.latent_kv is not None or facts.intermediate is None:
+            return None
+        return cls(
+            layers=facts.layers,
+            hidden=facts.hidden,
+            intermediate=facts.intermediate,
+            heads=facts.heads,
+            kv_heads=facts.kv_heads,
+            head_dim=facts.head_dim,
+            vocabulary=facts.vocab,
+            dtype_bytes=facts.dtype_bytes,
+            parameters=facts.parameters,
+        )
+
     @property
     def parameter_count(self) -> int:
         if self.parameters is not None:
@@ -56,7 +83,7 @@ class ModelShape(Frozen):
 
     def kv_bytes_per_token(self, kv_dtype: str | None = None) -> float:
         """Bytes one token occupies in the KV cache over all layers; `auto` and None are the model's own type."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * _BYTES.get(kv_dtype or "auto", self.dtype_bytes)
+        return 2 * self.layers * self.kv_heads * self.head_dim * DTYPE_BYTES.get(kv_dtype or "auto", self.dtype_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +146,12 @@ class MemoryModel:
         graphs = 0.0 if values.get("enforce_eager") else GRAPHS_GIB
         return BASE_GIB + max(activations, logits, graphs)
 
-    def too_small(self, values: Mapping[str, Value], slack_gib: float = UNEXPLAINED_GIB) -> str | None:
+    def too_small(self, values: Mapping[str, Value], slack_gib: float | None = None) -> str | None:
         """Why the configuration cannot start, as a sentence; None when it may, or misses by no more than the slack."""
+        if any(values.get(name) for name in _UNKNOWN) or values.get("dtype") not in (None, "auto"):
+            return None
+        if slack_gib is None:
+            slack_gib = UNEXPLAINED_GIB if self.corrections else UNCALIBRATED_GIB
         need = self.need(values)
         if need.missing_gib <= slack_gib:
             return None
@@ -136,6 +167,26 @@ class MemoryModel:
         per_token = self.shape.kv_bytes_per_token(_text(values.get("kv_cache_dtype"))) / ranks / GIB
         measured = self.budget_gib(values) - self.shape.weights_gib / ranks - kv_tokens * per_token
         return replace(self, corrections=(*self.corrections, measured - self.overhead_gib(values)))
+
+
+def bound(facts: ModelFacts | None, device_bytes: int | None, resolved: Mapping[str, Value]) -> MemoryModel | None:
+    """The bound of a model on a GPU, for an engine that sizes its KV cache by `gpu_memory_utilization`.
+
+    `resolved` holds the engine's own default values. None when the model, the GPU or the context length is not known.
+    """
+    shape = ModelShape.of(facts) if facts else None
+    longest, share = resolved.get("max_model_len"), resolved.get("gpu_memory_utilization")
+    if shape is None or device_bytes is None or not longest or not share:
+        return None
+    halved = shape.model_copy(update={"dtype_bytes": min(shape.dtype_bytes, 2)})
+    return MemoryModel(
+        halved,
+        device_bytes / GIB,
+        int(longest),
+        default_utilization=float(share),
+        default_batched_tokens=int(_number(resolved.get("max_num_batched_tokens"), 8192)),
+        default_seqs=int(_number(resolved.get("max_num_seqs"), 256)),
+    )
 
 
 def _ranks(values: Mapping[str, Value]) -> float:

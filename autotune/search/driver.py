@@ -67,9 +67,11 @@ class Driver:
         first: Sequence[First] = (),
         resolved: Mapping[str, Mapping[str, Value]] | None = None,
         feasible: Feasible | None = None,
+        learn: Callable[[TrialRecord], None] | None = None,
         prior: Prior | None = None,
     ) -> None:
         """`resolved` holds each engine's own values for its default, by which configurations are placed in the space.
+        `feasible` says what is cut before a launch, and `learn` lets it know of every finished trial.
 
         Raises InvalidInput or MissingPrerequisite for a sampler that cannot be built.
         """
@@ -81,6 +83,7 @@ class Driver:
         """Sentences for the user about what the sampler cannot be told."""
         self._resolved = resolved or {}
         self._feasible = feasible or (lambda configuration: None)
+        self._learn = learn or (lambda record: None)
         self._prior = prior
         self._history = History(space, directions, constraints)
         self._numbers: dict[str, int] = {}
@@ -128,6 +131,7 @@ class Driver:
         """Learn from a finished trial; `score` None is a failure. Finalists and re-measured defaults are not told."""
         self._history.running.pop(record.number, None)
         self._next = max(self._next, record.number + 1)
+        self._learn(record)
         if record.origin in (Origin.FINALIST, Origin.BASELINE) or record.number in self._told:
             return
         if isinstance(record.outcome, Failed) and not record.outcome.kind.deterministic:

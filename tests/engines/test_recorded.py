@@ -180,7 +180,7 @@ def test_faults_come_at_their_share_and_a_retry_cures_a_machine_fault():
     [
         ("engine", {"data": "vllm-0.26.0-llama9b"}, "Did you mean 'vllm-0.26.0-llama8b'"),
         ("engine", {"faults": {"crashed": 0.7, "unhealthy": 0.7}}, "add up to 1"),
-        ("workload", {"traffic": "chats"}, "it has chat, prefix"),
+        ("workload", {"traffic": "chats"}, "chat, prefix"),
         ("workload", {"load": [{"request_rate": 11}]}, "no load level"),
     ],
 )
