@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autotune import executors, export, process, results, tracking
+from autotune import executors, export, gpu, models, process, results, tracking
 from autotune.agenda import Agenda
 from autotune.errors import AutotuneError, Interrupted, NothingMeasured
 from autotune.executors.base import Executor, Site
 from autotune.export import Written
-from autotune.feasibility.cut import Cut
+from autotune.feasibility.ladder import Known, Ladder
 from autotune.finalists import Verdict, verdicts
 from autotune.interrupts import Interrupts
 from autotune.ledger import Ledger
@@ -19,7 +19,7 @@ from autotune.plan import Plan
 from autotune.results import StudyResults
 from autotune.search.driver import Driver, First
 from autotune.secrets import redact
-from autotune.trial import Configuration, TrialJob, TrialRecord
+from autotune.trial import TrialJob, TrialRecord
 
 Source = Callable[[], TrialJob | TrialRecord | None]
 _TICK_S = 0.5
@@ -128,12 +128,7 @@ def _executor(plan: Plan) -> str:
 def _driver(plan: Plan) -> Driver:
     study = plan.study
 
-    def feasible(configuration: Configuration) -> Cut | None:
-        rule = plan.space.forbidden(configuration, plan.resolved.get(configuration.engine))
-        if rule is None:
-            return None
-        return Cut(rule="forbidden", reason=f"{rule.rule}: {rule.reason}", certainty="certain", configuration=configuration)
-
+    ladder = _ladder(plan)
     return Driver(
         plan.space,
         [objective.direction for objective in study.objectives],
@@ -141,8 +136,19 @@ def _driver(plan: Plan) -> Driver:
         study.search,
         first=[First(configuration=configuration) for configuration in plan.first],
         resolved=plan.resolved,
-        feasible=feasible,
+        feasible=ladder.feasible,
+        learn=ladder.learn,
     )
+
+
+def _ladder(plan: Plan) -> Ladder:
+    devices = None if plan.study.executor.kind == "ray" else len(gpu.devices()) or None
+    known: dict[str, Known] = {}
+    for kind, engine in plan.engines.items():
+        resolved = plan.resolved.get(kind, {})
+        facts = models.facts(engine.options.model)
+        known[kind] = Known(resolved, facts, engine.memory_model(resolved), devices)
+    return Ladder(plan.space, known)
 
 
 def _closed(tracker: tracking.Tracker | None, interrupts: Interrupts) -> None:
