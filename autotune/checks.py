@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from autotune import executors, exporters
+from autotune import executors, exporters, workloads
 from autotune.engines.base import Engine
 from autotune.errors import AutotuneError, InvalidInput, MissingPrerequisite, Mistake, WrongValue, nearest
 from autotune.score import Selector
@@ -44,12 +44,17 @@ def section(part: Engine | Workload, text: Source, place: Place) -> Iterator[Mis
         yield text.placed(mistake, (*place, *filter(None, mistake.path.split("."))))
 
 
-def goals(study: Study, text: Source, engines: Mapping[str, Engine], workload: Workload) -> Iterator[Mistake]:
-    """Whether the workload suits the engines and measures what the study wants."""
+def suited(workload: type[Workload], engines: Mapping[str, Engine], text: Source) -> Iterator[Mistake]:
+    """Whether a workload can work on the engines."""
     for kind, engine in engines.items():
         if engine.serves != workload.needs:
-            problem = f"The workload {workload.kind!r} needs an engine for {workload.needs}; {kind!r} is for {engine.serves}."
-            yield text.mistake(("workload", "kind"), problem)
+            fitting = [name for name in workloads.kinds() if workloads.get(name).needs == engine.serves]
+            problem = f"The engine {kind!r} cannot be measured by the workload {workload.kind!r}."
+            yield text.mistake(("workload", "kind"), problem, allowed=", ".join(fitting))
+
+
+def goals(study: Study, text: Source, workload: Workload) -> Iterator[Mistake]:
+    """Whether the workload measures what the study wants."""
     for index, objective in enumerate(study.objectives):
         yield from _selector(objective.selector, text, ("objectives", index), workload)
     for index, constraint in enumerate(study.constraints):
@@ -59,17 +64,20 @@ def goals(study: Study, text: Source, engines: Mapping[str, Engine], workload: W
 def _selector(selector: Selector, text: Source, place: Place, workload: Workload) -> Iterator[Mistake]:
     known = workload.metrics()
     if known and selector.metric not in known:
-        problem = f"The workload {workload.kind!r} does not measure {selector.metric!r}."
-        yield text.mistake(place, problem, allowed=", ".join(sorted(known)), nearest=nearest(selector.metric, known))
+        base = selector.metric.partition(".")[0]
+        close = nearest(selector.metric, [name for name in known if name.startswith(f"{base}.")])
+        shown = ", ".join(sorted({name.partition(".")[0] + (".*" if "." in name else "") for name in known}))
+        problem = f"The workload {workload.kind!r} as set up here does not measure {selector.metric!r}."
+        yield text.mistake(place, problem, allowed=shown, nearest=close)
         return
     levels = workload.levels()
     if selector.key is not None and levels and not any(level.get(selector.key) == selector.value for level in levels):
-        shown = [
+        names = [
             f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for one in levels for key, value in one.items()
         ]
         asked = f"{selector.key}={selector.value}"
-        problem = f"The workload has no load level {asked}."
-        yield text.mistake(place, problem, allowed=", ".join(shown), nearest=nearest(asked, shown))
+        close = nearest(asked, names)
+        yield text.mistake(place, f"The workload has no load level {asked}.", allowed=", ".join(names), nearest=close)
 
 
 def exports(study: Study, text: Source, engines: Mapping[str, Engine]) -> Iterator[Mistake]:
@@ -98,6 +106,8 @@ def machinery(study: Study, text: Source) -> Iterator[Mistake]:
         close = nearest(study.executor.kind, kinds)
         problem = f"There is no executor {study.executor.kind!r}."
         yield text.mistake(("executor", "kind"), problem, allowed=", ".join(kinds), nearest=close)
+    if study.executor.address is not None and study.executor.kind in ("auto", "inline", "local"):
+        yield text.mistake(("executor", "address"), "Trials on this machine need no address; the executor 'ray' takes one.")
     try:
         samplers.check(study.search.sampler, study.search.options)
     except InvalidInput as error:

@@ -68,10 +68,10 @@ def assemble(parsed: Study, text: Source, store: Path) -> Plan:
         engine = built.get(str(section.get("kind")))
         if engine is not None:
             collected.extend(checks.section(engine, text, checks.engine_place(text, index)))
-    workload = collected.catch(lambda: _workload(parsed.workload, text))
+    workload = collected.catch(lambda: _workload(parsed.workload, text, built))
     if workload is not None:
         collected.extend(checks.section(workload, text, ("workload",)))
-        collected.extend(checks.goals(parsed, text, built, workload))
+        collected.extend(checks.goals(parsed, text, workload))
     collected.extend(checks.exports(parsed, text, built))
     collected.extend(checks.machinery(parsed, text))
     space, first = None, list[Configuration]()
@@ -156,8 +156,12 @@ def _engine(section: Mapping[str, Any], text: Source, place: Place) -> Engine:
     return found(validation.validate(found.Options, dict(section), text, place))
 
 
-def _workload(section: Mapping[str, Any], text: Source) -> Workload:
+def _workload(section: Mapping[str, Any], text: Source, built: Mapping[str, Engine]) -> Workload:
     found = workloads.get(checks.named(section, text, ("workload",), "workload", workloads.kinds()))
+    unsuited = list(checks.suited(found, built, text))
+    if unsuited:
+        # Its options would all look wrong to a user who meant another workload.
+        raise InvalidInput(unsuited)
     return found(validation.validate(found.Options, dict(section), text, ("workload",)))
 
 

@@ -56,10 +56,10 @@ def faults(options: TrainingOptions, data: str) -> Iterator[Mistake]:
     except NotFound as error:
         yield Mistake("model", str(error))
         return
-    if not synthetic:
-        yield from models.faults(options.model)
-        if options.dataset is None and data not in options.fixed:
-            yield Mistake("", "A model that is not synthetic needs a 'dataset'.")
+    wrong = [] if synthetic else list(models.faults(options.model))
+    yield from wrong
+    if not synthetic and not wrong and options.dataset is None and data not in options.fixed:
+        yield Mistake("", "A model that is not synthetic needs a 'dataset'.")
     if options.dataset is not None:
         yield from missing_file("dataset", options.dataset)
 

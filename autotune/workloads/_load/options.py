@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from autotune.errors import WrongValue
 from autotune.trial import Frozen, Scalar, Value
 from autotune.workloads._load.climb import parse_bound
 from autotune.workloads._load.presets import PRESETS
@@ -214,9 +215,10 @@ class HttpOptions(WorkloadOptions):
 
     @model_validator(mode="after")
     def _valid(self) -> Self:
-        levels = [tuple(load.level.items()) for load in self.load if load.slo_climb is None]
-        if len(set(levels)) < len(levels):
-            raise ValueError("the same load level stands in load twice")
-        if any(load.replay is not None for load in self.load) and self.traffic.trace is None:
-            raise ValueError("a load of replay needs a trace")
+        levels = [load.level for load in self.load]
+        for index, load in enumerate(self.load):
+            if load.slo_climb is None and load.level in levels[:index]:
+                raise WrongValue("This load level stands twice in the list.", "load", index)
+            if load.replay is not None and self.traffic.trace is None:
+                raise WrongValue("A load of replay needs a trace.", "load", index, "replay")
         return self
