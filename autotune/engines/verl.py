@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,14 @@ _OURS: Mapping[str, Value] = {
     "trainer.project_name": "autotune",
     "trainer.experiment_name": "trial",
 }
+_START: Mapping[str, Value] = {
+    f"{A}.actor.ppo_micro_batch_size_per_gpu": 1,
+    f"{A}.rollout.log_prob_micro_batch_size_per_gpu": 2,
+    f"{A}.ref.log_prob_micro_batch_size_per_gpu": 2,
+    "critic.ppo_micro_batch_size_per_gpu": 2,
+}
+"""verl has no default for these and refuses to start without them. The guides' first step, make it run, begins with 1, and a
+forward pass alone with twice that; a trial that names no size runs with these, the default trial among them."""
 _SMALL: Mapping[str, Value] = {
     f"{A}.rollout.tensor_model_parallel_size": 1,
     f"{A}.rollout.agent.num_workers": 1,
@@ -66,7 +75,7 @@ _SMALL: Mapping[str, Value] = {
     "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
     f"{A}.model.override_config.attn_implementation": "sdpa",
 }
-"""verl's defaults are for a node of eight GPUs with flash-attention; a study's fixed values win over these."""
+"""verl's own defaults for these are for a node of eight GPUs with flash-attention; a study's values win over these."""
 _ON_CPU: Mapping[str, Value] = {
     "trainer.device": "cpu",
     f"{A}.rollout.name": "hf_cpu",
@@ -144,7 +153,6 @@ class VerlOptions(TrainingOptions):
             "trainer.n_gpus_per_node": processes,
             "trainer.nnodes": 1,
             f"{A}.rollout.n_gpus_per_node": processes,
-            **_SMALL,
             **(_ON_CPU if section.get("cpu") is True else {}),
             **_data(section),
         }
@@ -182,7 +190,7 @@ class Verl(Engine):
 
     def parameters(self, configuration: Configuration, model: str) -> dict[str, Value]:
         """What the training is asked for, without what a trial alone needs; the exported file holds the same."""
-        asked: dict[str, Value] = {f"{A}.model.path": model}
+        asked: dict[str, Value] = {f"{A}.model.path": model, **_START, **_SMALL}
         if self.options.algorithm == "ppo":
             asked["critic.model.path"] = model
         if _learner_model.size_of(self.options.model) is not None:
@@ -265,8 +273,12 @@ FATAL = (
 """After one of these verl's driver can hang for minutes, or for good, instead of ending."""
 
 
+_BARE = re.compile(r"(?!(?:true|false|null|inf|nan)$)[A-Za-z_/][\w./-]*", re.IGNORECASE)
+"""Strings that Hydra's grammar reads as they stand; all others are quoted."""
+
+
 def override(name: str, value: Value) -> str:
-    """One Hydra override. Strings are quoted, so that no character of a path has a meaning."""
+    """One Hydra override."""
     prefix = "++" if name.startswith(_ABSENT_FROM_YAML) else ""
     return f"{prefix}{name}={hydra(value)}"
 
@@ -283,6 +295,8 @@ def hydra(value: Value) -> str:
         return "{" + ",".join(f"{key}:{hydra(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(hydra, value)) + "]"
+    if isinstance(value, str) and _BARE.fullmatch(value):
+        return value
     return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
