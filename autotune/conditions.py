@@ -49,7 +49,11 @@ def unreadable(
         names = parse(text).names
         at = (part,)
         for unknown in sorted(names - known):
-            yield at, f"{unknown!r} is not a parameter of this engine's search space.", {"nearest": nearest(unknown, known)}
+            yield (
+                at,
+                f"{unknown!r} is not a parameter of this engine's search space; a text value stands in quotes.",
+                {"nearest": nearest(unknown, known)},
+            )
         if names <= known and names and not names & given:
             missing = ", ".join(map(repr, sorted(names)))
             yield at, f"{text!r} is never decided: the study neither tunes nor fixes {missing}.", {}

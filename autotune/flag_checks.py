@@ -124,7 +124,7 @@ def rules(study: Study, text: Source, space: Space, known: Mapping[str, frozense
         for index, raw in enumerate(section.forbid):
             rule = raw if isinstance(raw, str) else str(raw["rule"])
             for name in sorted(parse(rule).names - names):
-                problem = f"{name!r} is neither tuned nor fixed by the study, nor a flag of {' or '.join(kinds)}."
+                problem = f"{name!r} is no parameter of {' or '.join(kinds)}; a text value stands in quotes."
                 yield text.mistake((*place, "forbid", index), problem, nearest=nearest(name, names))
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from importlib.metadata import entry_points
+import sys
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any
 
 from autotune.errors import MissingPrerequisite, NotFound, nearest
@@ -18,7 +20,7 @@ def names(package: str) -> tuple[str, ...]:
     """Every name the package offers, built-in ones and entry points, sorted."""
     folder = importlib.import_module(package).__path__
     built_in = {module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_") and module.name != "base"}
-    return tuple(sorted(built_in | {point.name for point in entry_points(group=package)}))
+    return tuple(sorted(built_in | {point.name for point in _points(package)}))
 
 
 def find(package: str, name: str, attribute: str) -> Any:
@@ -26,7 +28,7 @@ def find(package: str, name: str, attribute: str) -> Any:
 
     Raises NotFound (with the nearest name) or MissingPrerequisite (a package that the module imports is not installed).
     """
-    points = {point.name: point for point in entry_points(group=package)}
+    points = {point.name: point for point in _points(package)}
     if name in points:
         return points[name].load()
     if name not in names(package):
@@ -41,3 +43,13 @@ def find(package: str, name: str, attribute: str) -> Any:
         raise MissingPrerequisite(
             f"The {attribute} {name!r} needs the package {error.name!r}, which is not installed: pip install {error.name}"
         ) from error
+
+
+def _points(package: str) -> EntryPoints:
+    return _installed(package, tuple(sys.path))
+
+
+@cache
+def _installed(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """Reading the metadata of every installed package takes a tenth of a second, and a command asks several times."""
+    return entry_points(group=group)
