@@ -10,7 +10,7 @@ from typing import Any
 
 from autotune import synthetic
 from autotune.errors import Mistake, NotFound
-from autotune.trial import Frozen
+from autotune.trial import Frozen, digest_of
 
 DTYPE_BYTES: Mapping[str, float] = {
     "float32": 4,
@@ -75,7 +75,7 @@ class ModelFacts(Frozen):
 
 def shared_cache() -> Path:
     """The cache of the store in use (AUTOTUNE_STORE, else ./.autotune), for what is asked of an engine before any trial."""
-    return Path(os.environ.get("AUTOTUNE_STORE", ".autotune")).absolute() / "cache"
+    return Path(os.environ.get("AUTOTUNE_STORE", ".autotune")).resolve() / ".cache"
 
 
 def locate(model: str, cache: Path) -> str:
@@ -118,6 +118,20 @@ def facts(model: str) -> ModelFacts | None:
         return facts_of(synthetic.config(model))
     path = _config_file(model)
     return facts_of(json.loads(path.read_text())) if path else None
+
+
+def digest(model: str) -> str:
+    """Identifies a model's content without reading its weights: its configuration, and its files' names and sizes.
+
+    A hub name that was never downloaded here is identified by its name alone.
+    """
+    if synthetic.is_synthetic(model):
+        return digest_of(synthetic.config(model))
+    path = _config_file(model)
+    if path is None:
+        return digest_of({"model": model})
+    files = sorted((file.name, file.stat().st_size) for file in path.parent.iterdir() if file.is_file())
+    return digest_of({"config": path.read_text(), "files": files})
 
 
 def facts_of(config: Mapping[str, Any]) -> ModelFacts:

