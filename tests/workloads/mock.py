@@ -45,4 +45,6 @@ def serving(*arguments):
 
 
 def context(folder, **changes):
-    return Context(**{"study": "test", "trial": 0, "tag": "test-tag", "folder": folder, "scratch": folder, "cache": folder, **changes})
+    return Context(
+        **{"study": "test", "trial": 0, "tag": "test-tag", "folder": folder, "scratch": folder, "cache": folder, **changes}
+    )

@@ -83,6 +83,11 @@ class Run:
         rules = Rules(self._options.min_finished_share, self._options.ignore_eos, bounds)
         done = self._complete(summarise(requests, log.span, load.level, log.client, rules), requests, log)
         self._done.append(done)
+        asked = [request.status for request in requests if log.span.holds(request.due)]
+        # A probe of the climb may well drown the engine; a level that the study asked for may not.
+        if asked and "finished" not in asked and load in self._options.load:
+            silence = f"Not one of the {len(asked)} requests of {label} finished."
+            raise TrialFailed(FailureKind.UNHEALTHY, Phase.MEASURE, silence, *done.facts["errors"][:3])
         reason = self._stop_early(tuple(each.row for each in self._done))
         if reason is not None:
             self._facts["stopped_early"] = reason

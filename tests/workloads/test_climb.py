@@ -1,0 +1,115 @@
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.trial import Row
+from autotune.workloads._load.climb import Climb, parse_bound
+from autotune.workloads._load.server_metrics import cross_check, metrics_of, parse
+from autotune.workloads._load.warm_up import WarmUp
+
+BOUNDS = [parse_bound("ttft_ms.p99 <= 500")]
+
+
+def probe(climb, capacity, noise=0.0, draw=None, plateau=None):
+    """Walk a climb over a server whose p99 TTFT crosses 500 ms at `capacity`."""
+    while (rate := climb.next_rate()) is not None:
+        wobble = 1 + (draw.gauss(0, noise) if draw else 0)
+        values = {"ttft_ms.p99": 500 * (rate / capacity) ** 2 * wobble, "requests_per_s": min(rate, plateau or rate)}
+        climb.observe(rate, Row(level={"request_rate": rate}, metrics=values))
+    return climb
+
+
+@given(st.floats(0.1, 100), st.floats(0.1, 100))
+def test_the_boundary_is_found_within_precision(start, capacity):
+    climb = probe(Climb(BOUNDS, start, max_steps=30, precision=0.05), capacity)
+    assert climb.found_limit
+    assert climb.best <= capacity <= climb.best * 1.05 * 1.0001
+
+
+def test_it_doubles_first_then_bisects():
+    climb = probe(Climb(BOUNDS, 2, max_steps=7, precision=0.01), 20)
+    rates = [rate for rate, _, _ in climb.probes]
+    assert rates[:5] == [2, 4, 8, 16, 32]
+    assert 16 < rates[5] < 32
+    assert len(rates) == 7
+
+
+def test_it_stops_when_throughput_stops():
+    climb = probe(Climb(BOUNDS, 1, max_steps=20, precision=0.05), 1e9, plateau=8)
+    assert [rate for rate, _, _ in climb.probes] == [1, 2, 4, 8, 16]
+    assert climb.best == 16
+    assert not climb.found_limit
+
+
+def test_nothing_good_is_said_to_be_nothing():
+    climb = probe(Climb(BOUNDS, 8, max_steps=3, precision=0.05), 0.001)
+    assert [rate for rate, _, _ in climb.probes] == [8, 4, 2]
+    assert climb.best is None
+
+
+def test_noise_moves_the_boundary_little():
+    found = [probe(Climb(BOUNDS, 2, 10, 0.05), 20, 0.05, random.Random(seed)).best for seed in range(50)]
+    assert all(17 <= best <= 22 for best in found)
+
+
+def test_an_invalid_probe_counts_as_broken():
+    climb = Climb(BOUNDS, 4, 5, 0.1)
+    climb.observe(4, Row(level={}, metrics={}, invalid="Too few finished."))
+    assert climb.next_rate() == 2
+
+
+def test_lower_bounds_are_signed_the_other_way():
+    bound = parse_bound("output_tokens_per_s >= 100")
+    assert bound.excess({"output_tokens_per_s": 80}) == pytest.approx(0.2)
+    assert bound.excess({"output_tokens_per_s": 150}) == pytest.approx(-0.5)
+    assert bound.excess({}) > 0
+
+
+def test_warm_up_waits_until_first_tokens_are_flat():
+    warm_up = WarmUp(users=4)
+    warm_up.add((at, 2.0 - at * 0.1) for at in range(16))
+    assert not warm_up.flat
+    warm_up.add((at, 0.5) for at in range(16, 40))
+    assert warm_up.flat
+
+
+def test_warm_up_waits_for_every_user():
+    warm_up = WarmUp(users=100)
+    warm_up.add((at, 0.5) for at in range(150))
+    assert not warm_up.flat
+
+
+PAGE = """# HELP vllm:num_preemptions_total x
+vllm:num_preemptions_total{engine="0",model_name="m"} 3.0
+vllm:num_preemptions_total{engine="1",model_name="m"} 2.0
+vllm:kv_cache_usage_perc{engine="0"} 0.25
+vllm:kv_cache_usage_perc{engine="1"} 0.5
+vllm:generation_tokens_total{engine="0"} 1e3
+vllm:broken NaN-ish
+"""
+
+
+def test_prometheus_text():
+    assert parse(PAGE) == {
+        "vllm:num_preemptions_total": 5.0,
+        "vllm:kv_cache_usage_perc": 0.5,
+        "vllm:generation_tokens_total": 1000.0,
+    }
+
+
+def test_server_metrics_of_a_window():
+    first = {"vllm:num_preemptions_total": 5, "vllm:kv_cache_usage_perc": 0.5, "vllm:num_requests_waiting": 9,
+             "vllm:prefix_cache_queries_total": 100, "vllm:prefix_cache_hits_total": 50}  # fmt: skip
+    last = {**first, "vllm:num_preemptions_total": 7, "vllm:kv_cache_usage_perc": 0.25, "vllm:prefix_cache_queries_total": 200,
+            "vllm:prefix_cache_hits_total": 125}  # fmt: skip
+    assert metrics_of([(0.0, first), (1.0, last)]) == {
+        "kv_cache_usage": 0.5, "queue_depth": 9, "preemptions": 2, "prefix_cache_hit_rate": 0.75,
+    }  # fmt: skip
+    assert metrics_of([]) == {}
+    assert "preemptions" not in metrics_of([(0.0, first)])
+
+
+def test_a_restarted_counter_is_unknown():
+    assert cross_check([(0, {"vllm:generation_tokens_total": 9}), (1, {"vllm:generation_tokens_total": 3})], 5) is None

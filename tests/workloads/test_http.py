@@ -1,0 +1,193 @@
+"""The whole workload against a real server process whose truth is known, and every way in which a server can fail it."""
+
+import importlib.util
+import json
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from autotune.trial import FailureKind, TrialFailed
+from autotune.workloads._load import crew as crew_module
+from autotune.workloads._load.crew import Crew
+from autotune.workloads._load.requests import read_log
+from autotune.workloads.http import HttpOptions, HttpWorkload
+
+_spec = importlib.util.spec_from_file_location("mock_support", Path(__file__).with_name("mock.py"))
+mock = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(mock)
+serving, context = mock.serving, mock.context
+
+FAST = ("--ttft-ms", 20, "--itl-ms", 5)
+WINDOW = {"warm_up_s": 1.0, "measure_s": 1.0, "deadline_s": 2.0}
+TRAFFIC = {"input_tokens": 32, "output_tokens": 8}
+
+
+def options(**changes):
+    return HttpOptions.model_validate({"traffic": TRAFFIC, "load": [{"concurrency": 8}], "window": WINDOW, "clients": 1, **changes})
+
+
+def run(session, folder, **changes):
+    """The measurement, or that of a failure's partial."""
+    return HttpWorkload(options(**changes)).run(session, context(folder), lambda label, share: None)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+def test_it_sees_what_the_server_does(tmp_path):
+    told = []
+    with serving(*FAST) as session:
+        workload = HttpWorkload(
+            options(load=[{"concurrency": 8}, {"request_rate": 40, "arrival": "constant"}], goodput={"ttft_ms": 60})
+        )
+        found = workload.run(session, context(tmp_path), lambda label, share: told.append((label, share)))
+    closed, opened = found.rows
+    for row in found.rows:
+        assert row.metrics["ttft_ms.p50"] == pytest.approx(20, abs=6)
+        assert row.metrics["tpot_ms.p50"] == pytest.approx(5, abs=1)
+        assert row.metrics["e2e_ms.p50"] == pytest.approx(55, abs=8)
+        assert 0 < row.metrics["goodput_per_s"] <= row.metrics["requests_per_s"]
+        assert row.metrics["total_tokens_per_s"] == pytest.approx(5 * row.metrics["output_tokens_per_s"], rel=0.15)
+        assert row.metrics["preemptions"] == 0
+        assert set(row.metrics) <= workload.metrics()
+    assert closed.level == {"concurrency": 8}
+    assert opened.metrics["requests_per_s"] == pytest.approx(40, abs=3)
+    assert session.resets == 2
+    assert found.facts["levels"][1]["requests_in_window"] == pytest.approx(40, abs=2)
+    counted = found.facts["levels"][1]["generation_tokens"]
+    assert counted["client"] == pytest.approx(counted["server"], rel=0.05)
+    assert told[0] == ("concurrency 8", 0.0)
+    assert [share for _, share in told] == sorted(share for _, share in told)
+    log = read_log(tmp_path / "requests-0.jsonl")
+    assert all(each.prompt_tokens == 32 and each.output_tokens == 8 for each in log if each.status == "finished" and each.due > 0.5)
+
+
+def test_two_clients_share_a_level(tmp_path):
+    with serving(*FAST) as session:
+        found = run(session, tmp_path, load=[{"request_rate": 60}], clients=2)
+    numbers = sorted(each.number for each in read_log(tmp_path / "requests-0.jsonl"))
+    assert numbers == list(range(len(numbers)))
+    assert found.rows[0].metrics["requests_per_s"] == pytest.approx(60, rel=0.4)
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "chat"])
+def test_conversations(tmp_path, endpoint):
+    with serving(*FAST) as session:
+        found = run(session, tmp_path, endpoint=endpoint, traffic={**TRAFFIC, "turns": 3, "shared_prefix": {"tokens": 16}})
+    log = [each for each in read_log(tmp_path / "requests-0.jsonl") if each.status == "finished"]
+    assert {each.turn for each in log} == {0, 1, 2}
+    assert found.rows[0].metrics["requests_per_s"] > 50
+    lengths = {turn: max(each.prompt_tokens for each in log if each.turn == turn) for turn in range(3)}
+    assert lengths == {0: 48, 1: 88, 2: 128}
+
+
+def test_a_trace_is_replayed(tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": index * 50, "input_length": 10 + index % 3, "output_length": 4} for index in range(100)]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(*FAST) as session:
+        found = run(session, tmp_path, traffic={"trace": str(trace)}, load=[{"replay": 2.0}])
+    assert found.rows[0].level == {"replay": 2.0}
+    assert found.rows[0].metrics["requests_per_s"] == pytest.approx(40, abs=3)
+
+
+def test_the_climb_finds_the_capacity(tmp_path):
+    """Eight slots of 55 ms each serve 145 requests a second; above that, the queue grows."""
+    climb = {"constraints": ["ttft_ms.p95 <= 60"], "start": 40, "max_steps": 5, "precision": 0.3}
+    with serving(*FAST, "--slots", 8) as session:
+        found = run(session, tmp_path, load=[{"slo_climb": climb}], window={"warm_up_s": 0.5, "measure_s": 1.0, "deadline_s": 1.0})
+    assert 75 <= found.totals["slo_request_rate"] <= 160
+    assert found.totals["slo_goodput_per_s"] == pytest.approx(found.totals["slo_request_rate"], rel=0.3)
+    assert found.facts["climb_found_limit"]
+    assert [row.level["request_rate"] for row in found.rows][:3] == [40, 80, 160]
+
+
+def test_stopping_early(tmp_path):
+    workload = HttpWorkload(options(load=[{"concurrency": 2}, {"concurrency": 4}]))
+    workload.stop_early = lambda rows: "It cannot win." if rows else None
+    with serving(*FAST) as session:
+        found = workload.run(session, context(tmp_path), lambda label, share: None)
+    assert len(found.rows) == 1
+    assert found.facts["stopped_early"] == "It cannot win."
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "evidence"),
+    [
+        ("hang", FailureKind.UNHEALTHY, r"Not one of the \d+ requests of concurrency 8 finished"),
+        ("silent", FailureKind.UNHEALTHY, r"Not one of the \d+ requests of concurrency 8 finished"),
+        ("error", FailureKind.UNHEALTHY, "HTTP 500: .*mock failure"),
+        ("stream-error", FailureKind.UNHEALTHY, "streamed an error: .*mock failure"),
+        ("close", FailureKind.UNHEALTHY, "closed the connection before the answer was complete"),
+        ("wrong-count", FailureKind.INCOMPLETE, "asked for 8 output tokens, got 4"),
+        ("no-usage", FailureKind.INCOMPLETE, "the server sent no usage"),
+        ("die", FailureKind.CRASHED, "The mock server ended"),
+    ],
+)
+def test_a_server_that_fails_is_never_measured(tmp_path, fault, kind, evidence):
+    window = {"warm_up_s": 0.5, "measure_s": 0.5, "deadline_s": 0.5}
+    began = time.monotonic()
+    with serving(*FAST, "--fault", fault) as session, pytest.raises(TrialFailed, match=evidence) as raised:
+        run(session, tmp_path, window=window)
+    assert raised.value.failed.kind == kind
+    assert time.monotonic() - began < 15
+
+
+def test_what_was_measured_before_a_death_is_kept_as_evidence(tmp_path):
+    load = [{"request_rate": 20}, {"request_rate": 21}]
+    with serving(*FAST, "--fault", "die", "--fault-after", 70) as session, pytest.raises(TrialFailed) as raised:
+        run(session, tmp_path, load=load)
+    assert [row.level for row in raised.value.failed.partial.rows] == [{"request_rate": 20.0}]
+
+
+def test_some_failures_are_counted_and_leave_the_level_invalid(tmp_path):
+    """From the 50th request on the server hangs: the window holds both kinds."""
+    with serving(*FAST, "--fault", "hang", "--fault-after", 50) as session, pytest.raises(TrialFailed) as raised:
+        run(session, tmp_path, load=[{"request_rate": 50}])
+    assert raised.value.failed.kind in (FailureKind.INCOMPLETE, FailureKind.UNHEALTHY)
+
+
+def test_a_server_that_hangs_for_good_is_given_up(tmp_path):
+    """Long before the warm-up is over."""
+    window = {"warm_up_s": 60, "measure_s": 60, "deadline_s": 0.5}
+    with (
+        serving(*FAST, "--fault", "hang") as session,
+        pytest.raises(TrialFailed, match=r"No request finished within 0\.5 s") as raised,
+    ):
+        run(session, tmp_path, window=window)
+    assert raised.value.failed.kind == FailureKind.UNHEALTHY
+
+
+def test_a_client_that_dies_is_the_machines_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(crew_module, "ANSWER_S", 5.0)
+    with pytest.raises(TrialFailed) as raised, Crew(1, "tag") as crew:
+        psutil.Process().children()[-1].kill()
+        crew.collect("never")
+    assert raised.value.failed.kind == FailureKind.MACHINE_FAULT
+
+
+def test_clients_carry_the_tag_and_die_with_the_driver(tmp_path):
+    with Crew(2, "tag-of-the-trial") as crew:
+        workers = psutil.Process().children()
+        assert {worker.environ()["AUTOTUNE_TAG"] for worker in workers[-2:]} == {"tag-of-the-trial"}
+        crew.close()
+    driver = (
+        "import os, time; from autotune.workloads._load.crew import Crew; crew = Crew(1, 'tag').__enter__(); "
+        "print(crew._workers[0].pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    import subprocess
+    import sys
+
+    told = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True, check=False).stdout
+    until = time.monotonic() + 5
+    while psutil.pid_exists(int(told)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(int(told)) or psutil.Process(int(told)).status() == psutil.STATUS_ZOMBIE
+    assert os.getpid()

@@ -1,0 +1,102 @@
+import pytest
+from pydantic import ValidationError
+
+from autotune.errors import InvalidInput
+from autotune.workloads import get
+from autotune.workloads._load.plans import check_recorded
+from autotune.workloads._load.presets import PRESETS
+from autotune.workloads.http import HttpOptions, HttpWorkload
+
+TRAFFIC = {"input_tokens": 16, "output_tokens": 8}
+BASE = {"kind": "http", "traffic": TRAFFIC, "load": [{"concurrency": 2}]}
+
+
+def options(**changes):
+    return HttpOptions.model_validate({**BASE, **changes})
+
+
+def test_found_by_its_name():
+    assert get("http") is HttpWorkload
+    assert HttpWorkload.needs == "http"
+
+
+def test_levels_carry_their_load_and_a_climb_none():
+    climb = {"constraints": ["ttft_ms.p99 <= 500"], "start": 2, "max_steps": 5}
+    workload = HttpWorkload(options(load=[{"request_rate": 4}, {"concurrency": 8}, {"slo_climb": climb}]))
+    assert workload.levels() == ({"request_rate": 4.0}, {"concurrency": 8})
+    assert {"slo_request_rate", "goodput_per_s", "ttft_ms.p99"} <= workload.metrics()
+    assert workload.expected_seconds() == pytest.approx(7 * (10 + 20 + 3))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_and_survive_json(preset):
+    found = HttpOptions.model_validate({"kind": "http", "preset": preset})
+    assert HttpOptions.model_validate_json(found.model_dump_json()) == found
+
+
+def test_a_section_overrides_its_preset():
+    found = HttpOptions.model_validate({"kind": "http", "preset": "offline", "load": [{"concurrency": 3}]})
+    assert [load.level for load in found.load] == [{"concurrency": 3}]
+    assert found.traffic.input_tokens.uniform == (512, 1536)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"load": [{}]}, "needs exactly one of request_rate, concurrency, replay, slo_climb; none is given"),
+        ({"load": [{"request_rate": 1, "concurrency": 2}]}, "request_rate, concurrency is given"),
+        ({"load": []}, "at least 1 item"),
+        ({"load": [{"concurrency": 2}, {"concurrency": 2}]}, "the same load level stands in load twice"),
+        ({"load": [{"replay": 1}]}, "a load of replay needs a trace"),
+        ({"load": [{"request_rate": 1, "arrival": "regular"}]}, "'regular' is none of poisson, constant"),
+        ({"load": [{"request_rate": 1, "arrival": {"burstiness": 0}}]}, "greater than 0"),
+        ({"load": [{"concurrency": 0}]}, "greater than 0"),
+        ({"load": [{"slo_climb": {"constraints": ["ttft <= 5"], "start": 1}}]}, "There is no metric 'ttft'"),
+        ({"load": [{"slo_climb": {"constraints": ["ttft_ms.p99 < 5"], "start": 1}}]}, "is not of the form"),
+        ({"load": [{"slo_climb": {"constraints": ["ttft_ms.p99 <= 1e"], "start": 1}}]}, "is not a number"),
+        ({"load": [{"slo_climb": {"constraints": ["ttft_ms.p99 <= 0"], "start": 1}}]}, "a limit above zero"),
+        ({"load": [{"slo_climb": {"constraints": ["start_s <= 9"], "start": 1}}]}, "a metric of a load level"),
+        ({"traffic": {"input_tokens": 16}}, "needs input_tokens and output_tokens, or a dataset, or a trace"),
+        ({"traffic": {**TRAFFIC, "input_tokens": {"uniform": [9, 3]}}}, "9 is above 3"),
+        ({"traffic": {**TRAFFIC, "input_tokens": {"normal": {"mean": 5, "std": 1, "min": 9, "max": 3}}}}, "min .9. is above max"),
+        ({"traffic": {**TRAFFIC, "input_tokens": {}}}, "exactly one of exactly, uniform, normal, lognormal"),
+        ({"traffic": {**TRAFFIC, "input_tokens": True}}, "valid dictionary"),
+        ({"traffic": {**TRAFFIC, "dataset": "a.jsonl"}}, "brings its own prompts"),
+        ({"traffic": {"dataset": "a", "trace": "b"}}, "a dataset or a trace, not both"),
+        ({"traffic": {**TRAFFIC, "inputs": 3}}, "Extra inputs are not permitted"),
+        ({"preset": "chatty"}, "'chat', 'offline'"),
+        ({"goodput": {"latency": 3}}, "'ttft_ms', 'tpot_ms'"),
+        ({"min_finished_share": 1.5}, "less than or equal to 1"),
+        ({"window": {"measure_s": 0}}, "greater than 0"),
+        ({"endpoint": "responses"}, "'completions' or 'chat'"),
+        ({"clients": 0}, "greater than 0"),
+    ],
+)
+def test_mistakes_have_one_clear_message(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        options(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("dataset", "{}\n", r"data.jsonl:1: The endpoint completions needs one of prompt, prompt_token_ids"),
+        ("dataset", "nonsense\n", "not a JSON object"),
+        ("dataset", "", "holds no requests"),
+        ("dataset", '{"prompt": "a"}\n', "no output_tokens here"),
+        ("dataset", '{"prompt": "a", "output_tokens": 0}\n', "whole number above zero, not 0"),
+        ("trace", '{"timestamp": 1, "input_length": 0, "output_length": 3}\n', "input_length must be a number above zero, not 0"),
+        ("trace", '{"timestamp": 1, "input_length": 5}\n', "output_length must be a number above zero, not None"),
+        ("trace", '{"timestamp": 1, "input_length": 5, "output_length": 3, "hash_ids": ["a"]}\n', "list of whole numbers"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path, name, text, message):
+    path = tmp_path / "data.jsonl"
+    path.write_text(text)
+    with pytest.raises(InvalidInput, match=message):
+        check_recorded(options(traffic={name: path}))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InvalidInput, match="No such file"):
+        check_recorded(options(traffic={"dataset": tmp_path / "none.jsonl"}))

@@ -1,0 +1,197 @@
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune import metrics
+from autotune.workloads._load.requests import Request, read_log, write_log
+from autotune.workloads._load.summary import ClientHealth, Rules, Span, summarise, tokens_between
+from autotune.workloads.http import HttpOptions, HttpWorkload
+
+SPAN = Span(1.0, 5.0)
+LEVEL = {"concurrency": 4}
+RULES = Rules()
+
+
+def request(number, due=2.0, ttft=0.05, itl=0.01, tokens=5, **changes):
+    times = tuple(due + ttft + index * itl for index in range(tokens))
+    fields = {
+        "number": number, "turn": 0, "status": "finished", "due": due, "sent": due, "times": times, "prompt_tokens": 8,
+        "output_tokens": tokens, "asked_prompt_tokens": 8, "asked_output_tokens": tokens,
+    }  # fmt: skip
+    return Request(**{**fields, **changes})
+
+
+def health(issued, beats=(0.1,), cpu=0.1):
+    return ClientHealth(beats_ms=beats, cpu_share=cpu, issued=issued)
+
+
+def row_of(requests, rules=RULES, **client):
+    return summarise(requests, SPAN, LEVEL, health(client.pop("issued", len(requests)), **client), rules).row
+
+
+@st.composite
+def logs(draw):
+    """Up to 30 requests of a level, of every status."""
+    found = []
+    for number in range(draw(st.integers(1, 30))):
+        due = draw(st.floats(0, 6))
+        status = draw(st.sampled_from(["finished", "finished", "finished", "failed", "cut"]))
+        tokens = draw(st.integers(1, 6))
+        found.append(
+            request(
+                number,
+                due,
+                draw(st.floats(0.001, 0.5)),
+                draw(st.floats(0.0001, 0.05)),
+                tokens,
+                status=status,
+                output_tokens=draw(st.sampled_from([tokens, tokens, tokens, tokens - 1, None])),
+            )
+        )
+    return found
+
+
+def test_known_numbers():
+    requests = [request(number, due=1.0 + number * 0.1, ttft=0.05, itl=0.01, tokens=11) for number in range(10)]
+    row = row_of(requests, Rules(bounds={"ttft_ms": 60}))
+    assert row.invalid is None
+    assert row.metrics["ttft_ms.p50"] == pytest.approx(50)
+    assert row.metrics["tpot_ms.p99"] == pytest.approx(10)
+    assert row.metrics["itl_ms.mean"] == pytest.approx(10)
+    assert row.metrics["e2e_ms.mean"] == pytest.approx(150)
+    assert row.metrics["tokens_per_s_per_user"] == pytest.approx(100)
+    assert row.metrics["requests_per_s"] == row.metrics["sps"] == pytest.approx(10 / 4)
+    assert row.metrics["output_tokens_per_s"] == pytest.approx(110 / 4)
+    assert row.metrics["total_tokens_per_s"] == pytest.approx((110 + 80) / 4)
+    assert row.metrics["goodput_per_s"] == pytest.approx(10 / 4)
+
+
+def test_every_metric_is_in_the_table_and_announced():
+    options = HttpOptions.model_validate(
+        {"traffic": {"input_tokens": 1, "output_tokens": 1}, "load": [{"concurrency": 1}], "goodput": {"ttft_ms": 9}}
+    )
+    announced = HttpWorkload(options).metrics()
+    row = row_of([request(1)], Rules(bounds={"ttft_ms": 60}))
+    assert set(row.metrics) <= announced
+    for name in announced:
+        metrics.lookup(name)
+
+
+@given(logs(), st.randoms(use_true_random=False))
+def test_order_does_not_matter(requests, shuffler: random.Random):
+    shuffled = list(requests)
+    shuffler.shuffle(shuffled)
+    assert row_of(requests) == row_of(shuffled)
+
+
+@given(logs(), st.data())
+def test_a_truncated_log_is_never_valid(requests, data):
+    kept = data.draw(st.integers(0, len(requests) - 1))
+    row = row_of(requests[:kept], issued=len(requests))
+    assert row.invalid is not None
+
+
+@given(logs())
+def test_a_doubled_request_is_never_valid(requests):
+    assert row_of([*requests, requests[0]]).invalid is not None
+
+
+@given(logs())
+def test_dropping_the_unfinished_is_caught_and_they_never_count_as_fast(requests):
+    """What is not finished as asked leaves latencies and rates as if it had never been."""
+    whole = [each for each in requests if each.status == "finished" and each.miscount(True) is None]
+    everything, only_whole = row_of(requests), row_of(whole)
+    assert everything.metrics == only_whole.metrics
+    asked = [each for each in requests if SPAN.holds(each.due)]
+    share = sum(SPAN.holds(each.due) for each in whole) / len(asked) if asked else 0
+    assert (everything.invalid is not None) == (share < 0.95)
+
+
+@given(logs())
+def test_rates_are_events_inside_the_window(requests):
+    row = row_of(requests, Rules(bounds={"ttft_ms": 100, "tpot_ms": 20}))
+    if row.metrics:
+        assert row.metrics["goodput_per_s"] <= row.metrics["requests_per_s"]
+        total = sum(each.output_tokens or 0 for each in requests)
+        assert row.metrics["output_tokens_per_s"] <= total / SPAN.seconds + 1e-9
+
+
+@given(logs(), st.floats(0.1, 5.9))
+def test_tokens_of_two_halves_are_the_whole(requests, middle):
+    ends = Span(0, middle), Span(middle, 9)
+    assert sum(tokens_between(requests, end) for end in ends) == pytest.approx(tokens_between(requests, Span(0, 9)))
+
+
+def test_tokens_are_the_servers_not_the_events():
+    """Ten tokens in three events: one in the first, the others shared by the rest."""
+    one = request(1, due=1.0, tokens=10, times=(2.0, 3.0, 6.0))
+    assert tokens_between([one], Span(0, 9)) == pytest.approx(10)
+    assert tokens_between([one], SPAN) == pytest.approx(1 + 4.5)
+
+
+def test_latency_counts_from_the_intended_arrival():
+    late = request(1, due=2.0, sent=2.5, times=(2.6, 2.7), tokens=2)
+    assert late.ttft_ms == pytest.approx(600)
+    assert "client was the bottleneck" in row_of([late]).invalid
+
+
+@pytest.mark.parametrize(
+    ("beats", "cpu", "bad"),
+    [((4.9,) * 100, 0.1, False), ((5.1,) * 100, 0.1, True), ((0.1,), 0.95, True), ((0.1,) * 99 + (50.0,), 0.1, False)],
+)
+def test_client_bottleneck(beats, cpu, bad):
+    row = row_of([request(number) for number in range(5)], beats=beats, cpu=cpu)
+    assert ("client was the bottleneck" in (row.invalid or "")) == bad
+
+
+def test_lag_is_weighed_against_a_slow_first_token():
+    slow = [request(number, ttft=1.0) for number in range(5)]
+    assert row_of(slow, beats=(40.0,)).invalid is None
+    assert row_of(slow, beats=(60.0,)).invalid is not None
+
+
+def test_wrong_counts_name_themselves():
+    wrong = [request(number, output_tokens=3) for number in range(4)]
+    summary = summarise(wrong, SPAN, LEVEL, health(4))
+    assert "4 with wrong token counts" in summary.row.invalid
+    assert summary.facts["errors"] == ["asked for 5 output tokens, got 3"]
+    assert summary.row.metrics == {}
+
+
+def test_an_early_end_is_allowed_when_asked_for():
+    early = [request(number, output_tokens=3, times=(2.1, 2.2, 2.3)) for number in range(4)]
+    assert row_of(early, Rules(exact_output=False)).invalid is None
+
+
+def test_a_single_token_has_no_tpot():
+    row = row_of([request(1, tokens=1)])
+    assert "tpot_ms.p50" not in row.metrics
+    assert "tokens_per_s_per_user" not in row.metrics
+    assert row.metrics["ttft_ms.p50"] == pytest.approx(50)
+
+
+def test_percentiles_are_over_pooled_gaps():
+    requests = [request(1, itl=0.01, tokens=11), request(2, itl=0.1, tokens=3)]
+    gaps = [10.0] * 10 + [100.0] * 2
+    assert row_of(requests).metrics["itl_ms.p90"] == pytest.approx(np.percentile(gaps, 90))
+
+
+def test_steadiness():
+    steady = [request(number, due=1.0 + number * 0.1, tokens=2) for number in range(39)]
+    assert summarise(steady, SPAN, LEVEL, health(39)).facts["steady"] is True
+    falling = steady[:20] + steady[20::3]
+    assert summarise(falling, SPAN, LEVEL, health(len(falling))).facts["steady"] is False
+
+
+def test_log_round_trip(tmp_path):
+    records = [
+        {"number": 1, "turn": 0, "status": "finished", "due": 0.5, "sent": 0.5, "times": [0.6], "prompt_tokens": 8,
+         "output_tokens": 1, "asked_prompt_tokens": 8, "asked_output_tokens": 1, "error": ""}
+    ]  # fmt: skip
+    write_log(tmp_path / "deep" / "log.jsonl", records)
+    (read,) = read_log(tmp_path / "deep" / "log.jsonl")
+    assert read.ttft_ms == pytest.approx(100)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["log.jsonl"]
