@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from autotune.errors import nearest
 from autotune.expression import parse
 from autotune.parameters import AnyParameter, DerivedParameter, TupleParameter
-from autotune.trial import Value
-
-Problem = tuple[tuple[str, ...], str, dict[str, str | None]]
-"""Where below the parameter, what is wrong, and the details of a Mistake."""
 
 
 def settable(parameters: Mapping[str, AnyParameter]) -> frozenset[str]:
@@ -29,9 +24,8 @@ def ordered(parameters: Mapping[str, AnyParameter]) -> dict[str, AnyParameter]:
     def place(name: str, above: tuple[str, ...]) -> None:
         if name in result or name in above:
             return
-        for _, text in _texts(parameters[name]):
-            for read in sorted(parse(text).names & owners.keys()):
-                place(owners[read], (*above, name))
+        for read in sorted(reads(parameters[name]) & owners.keys()):
+            place(owners[read], (*above, name))
         result[name] = parameters[name]
 
     for name in parameters:
@@ -39,29 +33,29 @@ def ordered(parameters: Mapping[str, AnyParameter]) -> dict[str, AnyParameter]:
     return result
 
 
-def unreadable(
-    name: str, parameters: Mapping[str, AnyParameter], fixed: Mapping[str, Value], known: Iterable[str]
-) -> Iterator[Problem]:
-    """Why a parameter's condition or expression can never be decided. `known` holds every name that may stand in one."""
-    known = set(known)
-    given = settable(parameters) | fixed.keys()
-    for part, text in _texts(parameters[name]):
-        names = parse(text).names
-        at = (part,)
-        for unknown in sorted(names - known):
-            yield (
-                at,
-                f"{unknown!r} is not a parameter of this engine's search space; a text value stands in quotes.",
-                {"nearest": nearest(unknown, known)},
-            )
-        if names <= known and names and not names & given:
-            missing = ", ".join(map(repr, sorted(names)))
-            yield at, f"{text!r} is never decided: the study neither tunes nor fixes {missing}.", {}
-        elif name in names:
-            yield at, f"{name!r} cannot depend on itself.", {}
+def circle(name: str, parameters: Mapping[str, AnyParameter]) -> tuple[str, ...]:
+    """The way from a parameter over those it reads back to itself; empty when there is none."""
+    owners = {member: owner for owner, parameter in parameters.items() for member in settable({owner: parameter})}
+
+    def way(here: str, passed: tuple[str, ...]) -> tuple[str, ...]:
+        for read in sorted(owners[known] for known in reads(parameters[here]) & owners.keys()):
+            if read == name:
+                return (*passed, here, name)
+            if read not in (*passed, here):
+                found = way(read, (*passed, here))
+                if found:
+                    return found
+        return ()
+
+    return way(name, ())
 
 
-def _texts(parameter: AnyParameter) -> Iterator[tuple[str, str]]:
+def reads(parameter: AnyParameter) -> frozenset[str]:
+    """The names that a parameter's condition and expression read."""
+    return frozenset[str]().union(*(parse(text).names for _, text in texts(parameter)))
+
+
+def texts(parameter: AnyParameter) -> Iterator[tuple[str, str]]:
     """The expressions of a parameter by the field they stand in."""
     if parameter.when is not None:
         yield "when", parameter.when

@@ -112,8 +112,11 @@ class FlagChecks:
             yield self.text.mistake(place, f"{flag.name} is out of the engine's range.", found=repr(value), allowed=_range(flag))
 
 
-def rules(study: Study, text: Source, space: Space, known: Mapping[str, frozenset[str]]) -> Iterator[Mistake]:
-    """Names in the study's own forbid rules that nothing gives a value. `known` holds each engine's flags and settings."""
+def expressions(study: Study, text: Source, space: Space, known: Mapping[str, frozenset[str]]) -> Iterator[Mistake]:
+    """Names in the study's own rules, conditions and derived values that nothing gives a value.
+
+    `known` holds each engine's flags and what it resolved beside them.
+    """
     for place, section, kinds in _sections(study, tuple(space.engines)):
         names = frozenset[str]().union(
             *(
@@ -121,11 +124,21 @@ def rules(study: Study, text: Source, space: Space, known: Mapping[str, frozense
                 for kind in kinds
             )
         )
-        for index, raw in enumerate(section.forbid):
-            rule = raw if isinstance(raw, str) else str(raw["rule"])
-            for name in sorted(parse(rule).names - names):
+        for at, expression in _written(section):
+            for name in sorted(parse(expression).names - names):
                 problem = f"{name!r} is no parameter of {' or '.join(kinds)}; a text value stands in quotes."
-                yield text.mistake((*place, "forbid", index), problem, nearest=nearest(name, names))
+                yield text.mistake((*place, *at), problem, nearest=nearest(name, names))
+
+
+def _written(section: SpaceSection) -> Iterator[tuple[Place, str]]:
+    """The expressions that a section itself writes."""
+    for index, raw in enumerate(section.forbid):
+        yield ("forbid", index), raw if isinstance(raw, str) else str(raw["rule"])
+    for field in ("override", "parameters"):
+        for name, definition in getattr(section, field).items():
+            for part in ("when", "expr"):
+                if isinstance(definition, Mapping) and isinstance(definition.get(part), str):
+                    yield (field, name, part), definition[part]
 
 
 def place_of(study: Study, kind: str, name: str, parameter: Parameter) -> Place:

@@ -32,7 +32,7 @@ class Plan:
     """The user's configurations to try right after the defaults."""
     identities: Mapping[str, Identity] = field(default_factory=dict)
     resolved: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
-    """Per engine, the values its default configuration runs with, as the engine itself resolved them."""
+    """Per engine, the values its default configuration runs with, as the engine itself resolved them, and its `device`."""
 
     @property
     def folder(self) -> Path:
@@ -109,13 +109,13 @@ def confirm(plan: Plan) -> Plan:
             continue
         asked = [Configuration(engine=kind), *(c for c in plan.first if c.engine == kind)]
         verdicts = engine.preflight(asked)
-        resolved[kind] = {**verdicts[0].resolved, **engine.options.fixed}
+        resolved[kind] = {"device": identities[kind].device, **verdicts[0].resolved, **engine.options.fixed}
         known[kind] = frozenset(flags) | resolved[kind].keys()
         collected.extend(_refusals(plan, kind, verdicts))
     if len(known) == len(plan.engines):
-        collected.extend(flag_checks.rules(plan.study, plan.text, plan.space, known))
+        collected.extend(flag_checks.expressions(plan.study, plan.text, plan.space, known))
     collected.finish()
-    return replace(plan, identities=identities, resolved=resolved)
+    return replace(plan, space=plan.space.knowing(resolved), identities=identities, resolved=resolved)
 
 
 class _Mistakes:

@@ -199,12 +199,11 @@ class Selection:
 
     def ordered(self, chosen: dict[str, AnyParameter]) -> dict[str, AnyParameter]:
         """The parameters so that each comes after those its condition reads."""
-        known = {*conditions.settable(self.file.parameters), *conditions.settable(chosen), *self.fixed}
-        if not self.mistakes:
-            for name, place in self.places.items():
-                if name in chosen:
-                    found = conditions.unreadable(name, chosen, self.fixed, known)
-                    self.mistakes += [self.text.mistake((*place, *at), problem, **details) for at, problem, details in found]
+        for name, place in self.places.items():
+            circle = conditions.circle(name, chosen) if name in chosen else ()
+            if circle:
+                self.note(place, f"Parameters may not depend on each other in a circle: {' → '.join(circle)}.")
+                break
         return conditions.ordered(chosen)
 
 

@@ -68,6 +68,8 @@ class EngineSpace(Frozen):
     replaced: Mapping[str, str] = Field(default_factory=dict)
     fixed: Mapping[str, Value] = Field(default_factory=dict)
     """The study's fixed parameters: visible to conditions and rules, not part of a configuration."""
+    known: Mapping[str, Value] = Field(default_factory=dict)
+    """What the engine runs with where a configuration says nothing, and its `device`; empty until the engine was asked."""
 
     def sampled(self) -> Iterator[tuple[str, AnyParameter]]:
         """Parameters the sampler chooses, in an order in which conditions can be decided."""
@@ -84,7 +86,7 @@ class EngineSpace(Frozen):
 
     def active(self, parameter: Parameter, values: Mapping[str, Value]) -> bool:
         """Whether a parameter's condition holds; an undecidable condition does not."""
-        return parameter.when is None or parse(parameter.when).holds({**self.fixed, **values})
+        return parameter.when is None or parse(parameter.when).holds({**self.known, **self.fixed, **values})
 
     def complete(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """`values` with the derived and fixed parameters computed."""
@@ -94,7 +96,7 @@ class EngineSpace(Frozen):
                 continue
             if isinstance(parameter, DerivedParameter):
                 try:
-                    result[name] = parse(parameter.expr)({**self.fixed, **result})
+                    result[name] = parse(parameter.expr)({**self.known, **self.fixed, **result})
                 except Unknown:
                     continue
             elif isinstance(parameter, FixedParameter):
@@ -107,6 +109,10 @@ class Space:
 
     def __init__(self, engines: Sequence[EngineSpace]) -> None:
         self.engines: Mapping[str, EngineSpace] = {space.engine: space for space in engines}
+
+    def knowing(self, known: Mapping[str, Mapping[str, Value]]) -> Space:
+        """The same space, its conditions reading what each engine resolved."""
+        return Space([space.model_copy(update={"known": known.get(kind, {})}) for kind, space in self.engines.items()])
 
     @property
     def digest(self) -> str:

@@ -130,9 +130,12 @@ WRONG = [
     (OVERRIDE, "engines: {recorded: {selct: [max_num_seqs]}}", 14, "search_space.engines.recorded.selct", "Did you mean 'select'?"),
     # Search space: conditions, derived values and rules.
     (OVERRIDE, DERIVED + '"max_num_btched_tokens // 2"}}', 14, f"{OWN}.expr", "Did you mean 'max_num_b"),
-    (OVERRIDE, DERIVED + '"2 * enforce_eager"}}', 14, f"{OWN}.expr", "neither tunes nor fixes 'enforce_eager'"),
     (OVERRIDE, DERIVED + '"1 +"}}', 14, f"{OWN}.expr", "found the end at character"),
-    (OVERRIDE, DERIVED + '"max_num_seqs + 1"}}', 14, f"{OWN}.expr", "cannot depend on itself"),
+    (OVERRIDE, DERIVED + '"max_num_seqs + 1"}}', 14, OWN, "in a circle: max_num_seqs → max_num_seqs"),
+    (
+        OVERRIDE, DERIVED + '"kv_cache_dtype"}, kv_cache_dtype: {values: [auto, fp8], when: "max_num_seqs > 8"}}',
+        14, OWN, "in a circle: max_num_seqs → kv_cache_dtype → max_num_seqs",
+    ),
     (
         OVERRIDE, 'override: {max_num_seqs: {low: 8, high: 64, when: "kv_cache_dtyp in [auto]"}}',
         14, f"{SEQS}.when", "Did you mean 'kv_cache_dtype'?",

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from autotune import conditions
 from autotune.space import Choice, EngineSpace, FloatRange, IntRange, Space, SpaceFile
 from autotune.trial import Configuration
 
@@ -140,3 +141,18 @@ def test_digest_follows_ranges_not_descriptions():
 def test_broken_parameters_are_refused(parameter):
     with pytest.raises(ValidationError):
         SpaceFile.model_validate({"engine": "vllm", "parameters": {"x": parameter}})
+
+
+def test_conditions_read_what_the_engine_resolved_where_nothing_is_set():
+    space = Space([EngineSpace(engine="vllm", parameters={"hash": FILE.parameters["prefix_caching_hash_algo"]})])
+    assert drawn(space, 1) == {}
+    assert set(drawn(space.knowing({"vllm": {"enable_prefix_caching": True}}), 1)) == {"hash"}
+    fixed = EngineSpace(engine="vllm", parameters=space.engines["vllm"].parameters, fixed={"enable_prefix_caching": False})
+    assert drawn(Space([fixed]).knowing({"vllm": {"enable_prefix_caching": True}}), 1) == {}
+    assert space.knowing({"vllm": {"enable_prefix_caching": True}}).digest == space.digest
+
+
+def test_parameters_come_after_those_their_conditions_read():
+    names = ["prefix_caching_hash_algo", "long_prefill_token_threshold", "enable_prefix_caching", "max_num_batched_tokens"]
+    order = list(conditions.ordered({name: FILE.parameters[name] for name in names}))
+    assert order == ["enable_prefix_caching", "prefix_caching_hash_algo", "max_num_batched_tokens", "long_prefill_token_threshold"]
