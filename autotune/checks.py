@@ -53,6 +53,10 @@ def suited(workload: type[Workload], engines: Mapping[str, Engine], text: Source
             yield text.mistake(("workload", "kind"), problem, allowed=", ".join(fitting))
 
 
+_OF_THE_TRIAL = frozenset({"start_s", "kv_cache_tokens", "peak_memory_gib", "peak_gpu_memory_gib", "energy_joule"})
+"""Totals that every trial gets beside its workload's: measured over the engine's whole life."""
+
+
 def goals(study: Study, text: Source, workload: Workload) -> Iterator[Mistake]:
     """Whether the workload measures what the study wants."""
     for index, objective in enumerate(study.objectives):
@@ -62,7 +66,7 @@ def goals(study: Study, text: Source, workload: Workload) -> Iterator[Mistake]:
 
 
 def _selector(selector: Selector, text: Source, place: Place, workload: Workload) -> Iterator[Mistake]:
-    known = workload.metrics()
+    known = workload.metrics() | _OF_THE_TRIAL if workload.metrics() else frozenset()
     if known and selector.metric not in known:
         base = selector.metric.partition(".")[0]
         close = nearest(selector.metric, [name for name in known if name.startswith(f"{base}.")])
