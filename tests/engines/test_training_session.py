@@ -1,0 +1,192 @@
+"""The training session over real processes: small Python programs that write steps as a trainer would."""
+
+import sys
+import time
+
+import pytest
+
+from autotune import process
+from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions, diagnose
+from autotune.engines.base import Context, Launch, Step
+from autotune.trial import FailureKind, Phase, TrialFailed
+
+BEGIN = "import json,os,sys,time\nf=open(sys.argv[1],'w',buffering=1)\nf.write('{\"begin\":1}\\n')\n"
+STEP = "f.write(json.dumps({'step':%d,'s':0.1,'seed':sys.argv[2]})+'\\n')\n"
+
+
+def read(record):
+    if "begin" in record:
+        return Begin(effective={"learning_rate": 1e-3}, versions={"trl": "1"})
+    return Step(number=record["step"], metrics={"step_s": record["s"], "reward": float(record["seed"])}, samples=4)
+
+
+def reseed(launch, seed):
+    return launch.model_copy(update={"argv": (*launch.argv[:-1], str(seed))})
+
+
+@pytest.fixture
+def opened(tmp_path):
+    sessions = []
+
+    def make(program, start_timeout_s=20.0, **dialect):
+        context = Context(
+            study="s",
+            trial=0,
+            tag=process.make_tag(tmp_path, "s", 0),
+            folder=tmp_path / "folder",
+            scratch=tmp_path / "scratch",
+            cache=tmp_path / "cache",
+        )
+        steps = str(context.folder / FIRST_STEPS)
+        launch = Launch(argv=(sys.executable, "-c", program, steps, "0"), files={"a.yaml": "a: 1\n"})
+        options = TrainingOptions(kind="trl", model="m", start_timeout_s=start_timeout_s, stop_timeout_s=2)
+        known = {"diagnose": lambda log, _: diagnose(log, ("ValueError",)), **dialect}
+        session = LaunchedTraining(launch, context, options, Dialect(read=read, reseed=reseed, **known))
+        sessions.append(session)
+        return session
+
+    yield make
+    for session in sessions:
+        session.stop()
+
+
+def steps_of(session, count, timeout_s=10.0):
+    found = []
+    deadline = time.monotonic() + timeout_s
+    while len(found) < count and time.monotonic() < deadline:
+        found += session.new_steps()
+        time.sleep(0.02)
+    return found
+
+
+def test_steps_are_read_while_the_trainer_runs(opened, tmp_path):
+    session = opened(
+        BEGIN + STEP % 1 + 'f.write(\'{"step": 2\')\ntime.sleep(0.5)\nf.write(\', "s": 0.2, "seed": 0}\\n\')\ntime.sleep(60)'
+    )
+    facts = session.wait_ready()
+    assert facts["effective"] == {"learning_rate": 1e-3} and facts["versions"] == {"trl": "1"}
+    assert [step.number for step in steps_of(session, 2)] == [1, 2]
+    assert session.new_steps() == () and not session.ended()
+    session.check_alive()
+    assert (tmp_path / "folder" / "a.yaml").read_text() == "a: 1\n"
+
+
+def test_stopping_ends_the_tree_and_keeps_the_peak(opened, tmp_path):
+    program = (
+        "import subprocess,sys\nsubprocess.Popen([sys.executable,'-c','import time;time.sleep(99)'])\n" + BEGIN + "time.sleep(99)"
+    )
+    session = opened(program)
+    session.wait_ready()
+    deadline = time.monotonic() + 5
+    while not session.resources() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    tag = session._context.tag
+    assert len(process.tagged(tag)) == 2
+    assert session.stop()["survivors"] == ()
+    assert process.tagged(tag) == []
+    assert session.resources()["peak_memory_gib"] > 0
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_another_seed_is_another_run_of_the_same_launch(opened, tmp_path):
+    session = opened(BEGIN + STEP % 1 + "time.sleep(60)")
+    session.wait_ready()
+    assert [step.metrics["reward"] for step in steps_of(session, 1)] == [0.0]
+    session.restart(7)
+    assert [step.metrics["reward"] for step in steps_of(session, 1)] == [7.0]
+    assert (tmp_path / "folder" / "steps-0.jsonl").exists() and (tmp_path / "folder" / "steps-1.jsonl").exists()
+
+
+def test_a_refused_argument_is_the_configurations_fault(opened):
+    session = opened("raise ValueError('generation_batch_size (64) must be divisible by num_generations (7).')")
+    with pytest.raises(TrialFailed) as caught:
+        session.wait_ready()
+    failed = caught.value.failed
+    assert failed.kind is FailureKind.INVALID_CONFIG and failed.phase is Phase.START
+    assert "divisible by num_generations (7)" in failed.evidence[0]
+
+
+def test_the_same_exception_later_is_a_crash(opened):
+    session = opened(BEGIN + "time.sleep(0.3)\nraise ValueError('late')")
+    session.wait_ready()
+    with pytest.raises(TrialFailed) as caught:
+        for _ in range(100):
+            session.check_alive()
+            time.sleep(0.05)
+    assert caught.value.failed.kind is FailureKind.CRASHED and caught.value.failed.phase is Phase.MEASURE
+
+
+def test_a_kill_that_is_not_ours_counts_as_out_of_memory(opened):
+    session = opened(BEGIN + "time.sleep(0.3)\nos.kill(os.getpid(), 9)")
+    session.wait_ready()
+    with pytest.raises(TrialFailed) as caught:
+        for _ in range(100):
+            session.check_alive()
+            time.sleep(0.05)
+    assert caught.value.failed.kind is FailureKind.OUT_OF_MEMORY
+
+
+def test_steps_written_just_before_a_death_are_not_lost(opened):
+    session = opened(BEGIN + "time.sleep(0.3)\n" + STEP % 1 + "raise RuntimeError('gone')")
+    session.wait_ready()
+    while session._process.alive():
+        time.sleep(0.02)
+    session.check_alive()
+    assert [step.number for step in session.new_steps()] == [1]
+    with pytest.raises(TrialFailed):
+        session.check_alive()
+
+
+def test_an_end_by_itself_is_told_apart_from_a_death(opened):
+    session = opened(BEGIN + STEP % 1)
+    session.wait_ready()
+    while not session.ended():
+        session.check_alive()
+        time.sleep(0.02)
+    assert [step.number for step in session.new_steps()] == [1]
+
+
+def test_a_trainer_that_never_begins_times_out(opened):
+    session = opened("import time\ntime.sleep(60)", start_timeout_s=0.5)
+    with pytest.raises(TrialFailed) as caught:
+        session.wait_ready()
+    assert caught.value.failed.kind is FailureKind.START_TIMEOUT
+
+
+def test_a_driver_that_lives_on_after_a_fatal_line_is_hung(opened, monkeypatch):
+    monkeypatch.setattr("autotune.engines._training.HUNG_S", 0.3)
+    session = opened(BEGIN + "print('ray.exceptions.ActorDiedError: gone', flush=True)\ntime.sleep(60)", fatal=r"ActorDiedError")
+    session.wait_ready()
+    with pytest.raises(TrialFailed) as caught:
+        for _ in range(100):
+            session.check_alive()
+            time.sleep(0.05)
+    assert caught.value.failed.kind is FailureKind.CRASHED
+    assert any("ActorDiedError" in line for line in caught.value.failed.evidence)
+
+
+def test_a_line_that_is_no_json_is_passed_over(opened):
+    session = opened(BEGIN + "f.write('garbage\\n')\n" + STEP % 3 + "time.sleep(60)")
+    session.wait_ready()
+    assert [step.number for step in steps_of(session, 1)] == [3]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", FailureKind.OUT_OF_MEMORY),
+        ("(WorkerDict pid=7) torch.cuda.OutOfMemoryError: CUDA out of memory.", FailureKind.OUT_OF_MEMORY),
+        ("ValueError: No available memory for the cache blocks.", FailureKind.OUT_OF_MEMORY),
+        ("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory", FailureKind.OUT_OF_MEMORY),
+        ("ValueError: bad", FailureKind.INVALID_CONFIG),
+        ("RuntimeError: shape mismatch", FailureKind.CRASHED),
+        ("(main pid=3) RuntimeError: shape mismatch", FailureKind.CRASHED),
+    ],
+)
+def test_logs_are_classified(line, kind):
+    found = diagnose(f"starting\n{line}\n", ("ValueError",))
+    assert found is not None and found.kind is kind and found.evidence[0].endswith(line[-20:])
+
+
+def test_an_ordinary_log_says_nothing():
+    assert diagnose("step 1\nSome weights were not used: error rate 0\n", ("ValueError",)) is None
