@@ -6,12 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from autotune import engines
 from autotune.engines import _flags
-from autotune.engines.base import Engine, Flag
-from autotune.errors import AutotuneError, InvalidInput, Mistake
+from autotune.errors import AutotuneError
+from autotune.exporters import _proof
 from autotune.exporters.base import Winner
 from autotune.trial import Value
 
@@ -86,35 +84,9 @@ def header(winner: Winner, start: str) -> str:
 
 
 def proved(arguments: Sequence[str], winner: Winner, file: str) -> str:
-    """Let the engine's own parser read the arguments and compare what it read with what was measured.
-
-    Raises InvalidInput when it refuses or reads something else, MissingPrerequisite without the engine.
-    """
-    engine: Any = engine_of(winner)
-    try:
-        parsed = engine.parse(list(arguments))
-    except AutotuneError as error:
-        if error.exit_code != InvalidInput.exit_code:
-            raise
-        raise InvalidInput([Mistake("", str(error), file=file)]) from error
-    values = measured(winner)
-    wrong = [
-        Mistake(name, "The engine reads another value.", found=repr(parsed.get(name)), allowed=repr(value), file=file)
-        for name, value in values.items()
-        if not same(parsed.get(name), value)
-    ]
-    if wrong:
-        raise InvalidInput(wrong)
-    return f"{winner.engine.kind}'s own parser read the command in {file} and found all {len(values)} values as they were measured."
-
-
-def same(parsed: Value, value: Value) -> bool:
-    """Whether the parser read what was meant: switches that are off and nothing are one, 1 and 1.0 too."""
-    if value is None or value is False:
-        return parsed in (None, False)
-    if isinstance(value, int | float) and isinstance(parsed, int | float):
-        return float(value) == float(parsed)
-    return bool(parsed == value or str(parsed) == str(value))
+    """One sentence when the engine's own parser reads from the file's arguments what was measured; raises as `_proof.prove`."""
+    asked = winner.model_copy(update={"parameters": measured(winner)})
+    return _proof.prove(_proof.engine_of(winner), list(arguments), asked, file)
 
 
 def measured(winner: Winner) -> dict[str, Value]:
@@ -122,18 +94,8 @@ def measured(winner: Winner) -> dict[str, Value]:
     return {name: value for name, value in winner.parameters.items() if name not in _OWN}
 
 
-def engine_of(winner: Winner) -> Engine:
-    """The installed engine, for its flags and its parser."""
-    kind = engines.get(winner.engine.kind)
-    return kind(kind.Options(kind=winner.engine.kind, model=winner.model, python=winner.interpreter))
-
-
-def flags_of(winner: Winner) -> Mapping[str, Flag]:
-    """The installed engine's flags."""
-    return engine_of(winner).flags()
-
-
 def _arguments(winner: Winner, model: str) -> list[str]:
     served = str(winner.parameters.get("served_model_name") or winner.model)
     head = [_MODEL_FLAG[winner.engine.kind], model, "--served-model-name", served, "--host", "0.0.0.0", "--port", str(PORT)]
-    return [*head, *_flags.arguments(measured(winner), flags_of(winner))]
+    flags = _proof.flags_of(_proof.engine_of(winner))
+    return [*head, *_flags.arguments(measured(winner), flags)]
