@@ -173,6 +173,15 @@ def start(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path, 
     return Process(popen, tag, log, seen.identity)
 
 
+Piped = subprocess.Popen[bytes]
+"""A helper process of this one that is talked to through its standard input and output."""
+
+
+def piped(argv: Sequence[str], env: Mapping[str, str]) -> Piped:
+    """Start a helper of autotune's own that answers through pipes and ends by itself when its input does."""
+    return subprocess.Popen(list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(env))
+
+
 def run(
     argv: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = None, *, stdin: str = "", cwd: Path | None = None
 ) -> Completed:

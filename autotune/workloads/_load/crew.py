@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Self
 import orjson
 
 import autotune
+from autotune import process
 from autotune.trial import FailureKind, Phase, TrialFailed
 
 WORKER = "autotune.workloads._load.worker"
@@ -30,7 +30,7 @@ class Crew:
     def __init__(self, clients: int, tag: str) -> None:
         self.clients = clients
         self._tag = tag
-        self._workers: list[subprocess.Popen[bytes]] = []
+        self._workers: list[process.Piped] = []
         self._rest: list[bytes] = []
         self._selector = selectors.DefaultSelector()
 
@@ -42,7 +42,7 @@ class Crew:
         command = [sys.executable, "-m", WORKER, str(os.getpid())]
         try:
             for number in range(self.clients):
-                worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+                worker = process.piped(command, env)
                 self._workers.append(worker)
                 self._rest.append(b"")
                 assert worker.stdout is not None
