@@ -133,6 +133,9 @@ class FakeParser:
     def __init__(self, read):
         self.read, self.seen = read, None
 
+    def identity(self):
+        return Identity(kind="vllm", version="0.26.0", python="3", device="cpu")
+
     def flags(self):
         return FLAGS
 
