@@ -50,7 +50,7 @@ def _gpus() -> Iterator[Finding]:
     if not found:
         yield Finding("gpu", "none", True, "No NVIDIA GPU was found: engines run on the CPU.")
     for device in found:
-        yield Finding("gpu", str(device.index), True, f"{device.name}, {device.memory_gib:.0f} GiB")
+        yield Finding("gpu", str(device.index), True, f"{device.name}, {device.total_bytes / 2**30:.0f} GiB")
 
 
 def _engines() -> Iterator[Finding]:

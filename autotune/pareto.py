@@ -34,7 +34,7 @@ Losses = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class NoisyFront:
-    """A front read with its noise (a value of unknown noise has an interval of no width); all numbers are indices into the points given.
+    """A front read with its noise: a value of unknown noise has an interval of no width. Numbers are indices into the points given.
 
     `members` are the non-dominated points by value. `contenders` are dominated by value, but by no point beyond noise:
     measuring again could put them on the front. `ties` names for each of both the members and contenders whose

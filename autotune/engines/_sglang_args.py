@@ -46,7 +46,9 @@ def by_flag(resolved: Mapping[str, Any]) -> dict[str, Value]:
     config = found.get("cuda_graph_config")
     for phase in ("decode", "prefill"):
         settings = config.get(phase) if isinstance(config, Mapping) else None
-        for key in _GRAPH_SETTINGS if isinstance(settings, Mapping) else ():
+        if not isinstance(settings, Mapping):
+            continue
+        for key in _GRAPH_SETTINGS:
             name = f"cuda_graph_{key}_{phase}"
             if found.get(name) is None and settings.get(key) is not None:
                 found[name] = settings[key]

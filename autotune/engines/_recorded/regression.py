@@ -32,7 +32,7 @@ def _objective(inputs: Array, targets: Array, scales: Array) -> float:
     white = np.linalg.solve(factor, targets)
     variance = float(white @ white) / count + 1e-12
     likelihood = 0.5 * count * np.log(variance) + float(np.log(np.diag(factor)).sum())
-    return likelihood + 0.5 * float(np.sum(np.log(scales / 2.0) ** 2))
+    return float(likelihood + 0.5 * np.sum(np.log(scales / 2.0) ** 2))
 
 
 def fit_scales(inputs: Array, targets: Array) -> Array:
