@@ -177,9 +177,13 @@ Piped = subprocess.Popen[bytes]
 """A helper process of this one that is talked to through its standard input and output."""
 
 
-def piped(argv: Sequence[str], env: Mapping[str, str]) -> Piped:
-    """Start a helper of autotune's own that answers through pipes and ends by itself when its input does."""
-    return subprocess.Popen(list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(env))
+def piped(argv: Sequence[str], env: Mapping[str, str], log: Path | None = None) -> Piped:
+    """Start a helper of autotune's own that answers through pipes and ends by itself when its input does.
+
+    `log` takes its standard error; None is this process's own.
+    """
+    with log.open("ab") if log is not None else contextlib.nullcontext() as errors:
+        return subprocess.Popen(list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=dict(env))
 
 
 def run(

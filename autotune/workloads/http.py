@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import ClassVar, cast
 
 from autotune import metrics as metric_table
 from autotune.engines.base import Context, Serves, Session
-from autotune.errors import InvalidInput, Mistake
-from autotune.trial import Measurement, Row, Scalar
+from autotune.errors import Mistake
+from autotune.trial import FailureKind, Measurement, Phase, Row, Scalar, TrialFailed
 from autotune.workloads._load.options import HttpOptions
-from autotune.workloads._load.plans import check_recorded
+from autotune.workloads._load.plans import recorded_faults
 from autotune.workloads._load.run import Run
-from autotune.workloads.base import Progress, Workload, WorkloadOptions
+from autotune.workloads.base import Progress, RequestShape, Workload, WorkloadOptions
 
 _DISTRIBUTIONS = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
 _PLAIN = (
@@ -38,11 +37,7 @@ class HttpWorkload(Workload):
         """Asked after every level with the rows so far; an answer ends the run there and stands in its facts."""
 
     def check(self) -> Iterator[Mistake]:
-        try:
-            check_recorded(self._options)
-        except InvalidInput as error:
-            for mistake in error.mistakes:
-                yield replace(mistake, path=mistake.path.removeprefix("workload."))
+        yield from recorded_faults(self._options)
 
     def levels(self) -> tuple[Mapping[str, Scalar], ...]:
         return tuple(load.level for load in self._options.load if load.slo_climb is None)
@@ -59,8 +54,21 @@ class HttpWorkload(Workload):
         steps = sum(load.slo_climb.max_steps if load.slo_climb else 1 for load in self._options.load)
         return steps * (window.warm_up_s + window.measure_s + SETTLE_S)
 
+    def request_shape(self) -> RequestShape | None:
+        """Turns count as requests of their own; each shares all that was said before. None for a dataset or trace."""
+        traffic = self._options.traffic
+        if traffic.input_tokens is None or traffic.output_tokens is None:
+            return None
+        fresh, answer, turns = traffic.input_tokens.mean, traffic.output_tokens.mean, traffic.turns.mean
+        prefix = float(traffic.shared_prefix.tokens) if traffic.shared_prefix else 0.0
+        shared = prefix + (turns - 1) / 2 * (fresh + answer)
+        known = {"input_tokens": shared + fresh, "output_tokens": answer, "shared_tokens": shared}
+        together = max((load.concurrency or 0 for load in self._options.load), default=0)
+        return RequestShape(**known, concurrency=together) if together else RequestShape(**known)
+
     def run(self, session: Session, context: Context, progress: Progress) -> Measurement:
-        check_recorded(self._options)
+        for fault in self.check():
+            raise TrialFailed(FailureKind.MACHINE_FAULT, Phase.WARM_UP, str(fault))
         return Run(self._options, session, context, progress, self.stop_early).measure()
 
 

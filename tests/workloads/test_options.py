@@ -1,9 +1,9 @@
+import re
+
 import pytest
 from pydantic import ValidationError
 
-from autotune.errors import InvalidInput
 from autotune.workloads import get
-from autotune.workloads._load.plans import check_recorded
 from autotune.workloads._load.presets import PRESETS
 from autotune.workloads.http import HttpOptions, HttpWorkload
 
@@ -46,8 +46,8 @@ def test_a_section_overrides_its_preset():
         ({"load": [{}]}, "needs exactly one of request_rate, concurrency, replay, slo_climb; none is given"),
         ({"load": [{"request_rate": 1, "concurrency": 2}]}, "request_rate, concurrency is given"),
         ({"load": []}, "at least 1 item"),
-        ({"load": [{"concurrency": 2}, {"concurrency": 2}]}, "the same load level stands in load twice"),
-        ({"load": [{"replay": 1}]}, "a load of replay needs a trace"),
+        ({"load": [{"concurrency": 2}, {"concurrency": 2}]}, "This load level stands twice in the list"),
+        ({"load": [{"replay": 1}]}, "A load of replay needs a trace"),
         ({"load": [{"request_rate": 1, "arrival": "regular"}]}, "'regular' is none of poisson, constant"),
         ({"load": [{"request_rate": 1, "arrival": {"burstiness": 0}}]}, "greater than 0"),
         ({"load": [{"concurrency": 0}]}, "greater than 0"),
@@ -80,7 +80,11 @@ def test_mistakes_have_one_clear_message(changes, message):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("dataset", "{}\n", r"data.jsonl:1: The endpoint completions needs one of prompt, prompt_token_ids"),
+        (
+            "dataset",
+            "{}\n",
+            r"Line 1 of .*data.jsonl cannot be used. The endpoint completions needs one of prompt, prompt_token_ids",
+        ),
         ("dataset", "nonsense\n", "not a JSON object"),
         ("dataset", "", "holds no requests"),
         ("dataset", '{"prompt": "a"}\n', "no output_tokens here"),
@@ -93,10 +97,17 @@ def test_mistakes_have_one_clear_message(changes, message):
 def test_a_broken_file_is_named_with_its_line(tmp_path, name, text, message):
     path = tmp_path / "data.jsonl"
     path.write_text(text)
-    with pytest.raises(InvalidInput, match=message):
-        check_recorded(options(traffic={name: path}))
+    (mistake,) = HttpWorkload(options(traffic={name: path})).check()
+    assert re.search(message, str(mistake))
+    assert mistake.path == f"traffic.{name}"
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InvalidInput, match="No such file"):
-        check_recorded(options(traffic={"dataset": tmp_path / "none.jsonl"}))
+    (mistake,) = HttpWorkload(options(traffic={"dataset": tmp_path / "none.jsonl"})).check()
+    assert "No such file" in str(mistake)
+
+
+def test_the_mean_request():
+    traffic = {"input_tokens": {"uniform": [10, 30]}, "output_tokens": 8, "shared_prefix": {"tokens": 100}, "turns": 3}
+    shape = HttpWorkload(options(traffic=traffic, load=[{"concurrency": 5}, {"concurrency": 9}])).request_shape()
+    assert (shape.shared_tokens, shape.input_tokens, shape.output_tokens, shape.concurrency) == (128, 148, 8, 9)

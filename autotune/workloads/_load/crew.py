@@ -27,8 +27,10 @@ Message = tuple[int, Mapping[str, Any]]
 class Crew:
     """A context manager; leaving it ends every client process."""
 
-    def __init__(self, clients: int, tag: str) -> None:
+    def __init__(self, clients: int, tag: str, log: Path | None = None) -> None:
+        """`log` takes what the processes write to standard error; None is this process's own."""
         self.clients = clients
+        self._log = log
         self._tag = tag
         self._workers: list[process.Piped] = []
         self._rest: list[bytes] = []
@@ -42,7 +44,7 @@ class Crew:
         command = [sys.executable, "-m", WORKER, str(os.getpid())]
         try:
             for number in range(self.clients):
-                worker = process.piped(command, env)
+                worker = process.piped(command, env, self._log)
                 self._workers.append(worker)
                 self._rest.append(b"")
                 assert worker.stdout is not None
@@ -65,7 +67,7 @@ class Crew:
                 worker.stdin.write(orjson.dumps(order) + b"\n")
                 worker.stdin.flush()
             except BrokenPipeError:
-                raise _broken("A load client process ended while it was needed.") from None
+                raise self._broken("A load client process ended while it was needed.") from None
 
     def poll(self, seconds: float) -> list[Message]:
         """The messages that arrive within some seconds; returns with the first ones."""
@@ -73,7 +75,7 @@ class Crew:
         for key, _ in self._selector.select(seconds):
             data = os.read(key.fd, 1 << 20)
             if not data:
-                raise _broken("A load client process ended while it was needed.")
+                raise self._broken("A load client process ended while it was needed.")
             *lines, self._rest[key.data] = (self._rest[key.data] + data).split(b"\n")
             found += [(key.data, orjson.loads(line)) for line in lines]
         return found
@@ -85,9 +87,13 @@ class Crew:
         while len(answers) < self.clients:
             left = until - perf_counter()
             if left <= 0:
-                raise _broken(f"A load client process did not answer within {ANSWER_S:.0f} s.")
+                raise self._broken(f"A load client process did not answer within {ANSWER_S:.0f} s.")
             answers.update({worker: message for worker, message in self.poll(left) if name in message})
         return [answers[number] for number in range(self.clients)]
+
+    def _broken(self, reason: str) -> TrialFailed:
+        said = self._log.read_text(errors="replace").splitlines()[-3:] if self._log is not None and self._log.is_file() else []
+        return TrialFailed(FailureKind.MACHINE_FAULT, Phase.MEASURE, reason, *said)
 
     def close(self) -> None:
         """End every client process. They hold nothing that needs a farewell."""
@@ -108,7 +114,3 @@ def _close(stream: Any) -> None:
     except BrokenPipeError:
         # What the buffer held was for a process that is gone.
         return
-
-
-def _broken(reason: str) -> TrialFailed:
-    return TrialFailed(FailureKind.MACHINE_FAULT, Phase.MEASURE, reason)

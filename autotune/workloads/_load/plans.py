@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
-from autotune.errors import InvalidInput, Mistake
+from autotune.errors import Mistake
 from autotune.workloads._load.options import HttpOptions, Load
 
 SAFE_IDS = (1000, 20000)
@@ -93,8 +94,8 @@ def client_count(options: HttpOptions) -> int:
     return 1 if cores < 4 else min(max(2, cores // 4), 8)
 
 
-def check_recorded(options: HttpOptions) -> None:
-    """Read a dataset or trace once. Raises InvalidInput naming every line that cannot be used, the first ten of them."""
+def recorded_faults(options: HttpOptions) -> Iterator[Mistake]:
+    """Read a dataset or trace once: what keeps it from being used, the first ten lines of it."""
     traffic = options.traffic
     path = traffic.dataset or traffic.trace
     if path is None:
@@ -103,17 +104,15 @@ def check_recorded(options: HttpOptions) -> None:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise InvalidInput([Mistake(f"workload.traffic.{name}", f"{path} cannot be read: {error.strerror}.")]) from None
-    check = _dataset_fault if name == "dataset" else _trace_fault
-    mistakes = []
-    for number, line in enumerate(lines, 1):
-        fault = check(line, options) if line.strip() else None
-        if fault is not None:
-            mistakes.append(Mistake("", fault, line=number, file=str(path)))
+        yield Mistake(f"traffic.{name}", f"{path} cannot be read: {error.strerror}.")
+        return
     if not any(line.strip() for line in lines):
-        mistakes.append(Mistake(f"workload.traffic.{name}", f"{path} holds no requests."))
-    if mistakes:
-        raise InvalidInput(mistakes[:10])
+        yield Mistake(f"traffic.{name}", f"{path} holds no requests.")
+    check = _dataset_fault if name == "dataset" else _trace_fault
+    faults = ((number, check(line, options)) for number, line in enumerate(lines, 1) if line.strip())
+    broken = ((number, fault) for number, fault in faults if fault is not None)
+    for number, fault in islice(broken, 10):
+        yield Mistake(f"traffic.{name}", f"Line {number} of {path} cannot be used. {fault}")
 
 
 def _dataset_fault(line: bytes, options: HttpOptions) -> str | None:

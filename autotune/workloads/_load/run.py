@@ -50,7 +50,7 @@ class Run:
     def measure(self) -> Measurement:
         """Every level in turn. Raises TrialFailed, with what was measured until then, when no level is valid."""
         try:
-            with Crew(client_count(self._options), self._context.tag) as crew:
+            with Crew(client_count(self._options), self._context.tag, self._context.folder / "clients.log") as crew:
                 for load in self._options.load:
                     if "stopped_early" in self._facts:
                         break
