@@ -1,0 +1,247 @@
+"""TRL: its launches and readings from recorded files; with TRL's own environment, its own checks and real runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autotune import engines, process, spaces, workloads
+from autotune.engines._training import Begin
+from autotune.engines.base import Context
+from autotune.engines.trl import read_line, reseed
+from autotune.errors import MissingPrerequisite, NotFound
+from autotune.evaluate import evaluate
+from autotune.space import EngineSpace, Space
+from autotune.trial import Configuration, FailureKind, Measured, Origin, TrialJob
+
+DATA = Path(__file__).parent / "data"
+PYTHON = Path(__file__).parents[2] / ".venvs" / "trl" / "bin" / "python"
+needs_trl = pytest.mark.skipif(not PYTHON.exists(), reason="TRL has an environment of its own: make engine-trl")
+SMALL = {
+    "per_device_train_batch_size": 32,
+    "num_generations": 4,
+    "max_completion_length": 12,
+    "gradient_checkpointing": False,
+    "lr_scheduler_type": "constant",
+}
+
+
+def make(**options):
+    found = engines.get("trl")
+    return found(found.Options(kind="trl", **{"model": "synthetic:learner-tiny", "cpu": True, "python": PYTHON, **options}))
+
+
+@pytest.fixture
+def context(tmp_path):
+    return Context(
+        study="s",
+        trial=3,
+        tag=process.make_tag(tmp_path, "s", 3),
+        folder=tmp_path / "folder",
+        scratch=tmp_path / "scratch",
+        cache=tmp_path / "cache",
+        seed=11,
+    )
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Synthetic models are made once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def recorded(name):
+    return [read_line(json.loads(line)) for line in (DATA / name).read_text().splitlines()]
+
+
+def configuration(**values):
+    return Configuration(engine="trl", values=values)
+
+
+def test_a_launch_is_trls_own_script_under_the_tap(context):
+    launch = make(fixed=SMALL).launch(configuration(learning_rate=1e-3, **{"env.NCCL_DEBUG": "INFO"}), context)
+    assert launch.argv[0] == str(PYTHON) and launch.argv[1].endswith("_trl/tap.py")
+    assert launch.argv[2:] == (
+        str(context.folder / "steps-0.jsonl"), "trl.scripts.grpo", "--config", str(context.folder / "trial.yaml"), "--seed", "11",
+    )  # fmt: skip
+    content = yaml.safe_load(launch.files["trial.yaml"])
+    assert content["learning_rate"] == 1e-3 and content["num_generations"] == 4 and content["max_steps"] == 1000
+    assert content["use_cpu"] is True and content["bf16"] is False
+    assert content["logging_steps"] == 1 and content["logging_nan_inf_filter"] is False and content["save_strategy"] == "no"
+    assert content["dataset_name"].endswith("data/prompts") and content["reward_funcs"] == ["learner_rewards.share_on_target"]
+    assert "env.NCCL_DEBUG" not in content and launch.env["NCCL_DEBUG"] == "INFO" and launch.env["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_configuration_cannot_silence_the_steps(context):
+    launch = make(fixed={"logging_steps": 50, "max_steps": 3}).launch(configuration(), context)
+    content = yaml.safe_load(launch.files["trial.yaml"])
+    assert content["logging_steps"] == 1 and content["max_steps"] == 1000
+
+
+def test_a_users_script_model_and_reward(context):
+    engine = make(model="/models/mine", script=Path("train.py"), dataset="/data/mine", reward="mine.score", cpu=False, processes=2)
+    launch = engine.launch(configuration(), context)
+    assert launch.argv[1:5] == ("-m", "accelerate.commands.launch", "--num_processes", "2")
+    assert str(Path("train.py").absolute()) in launch.argv
+    content = yaml.safe_load(launch.files["trial.yaml"])
+    assert content["model_name_or_path"] == "/models/mine" and content["dataset_name"] == "/data/mine"
+    assert content["reward_funcs"] == ["mine.score"] and "use_cpu" not in content
+    assert engine.gpus_needed(configuration()) == 2 and make().gpus_needed(configuration()) == 0
+
+
+def test_dpo_trains_on_pairs_without_a_reward(context):
+    launch = make(algorithm="dpo").launch(configuration(), context)
+    content = yaml.safe_load(launch.files["trial.yaml"])
+    assert "trl.scripts.dpo" in launch.argv and content["dataset_name"].endswith("data/pairs") and "reward_funcs" not in content
+
+
+def test_another_seed_changes_nothing_else(context):
+    launch = make().launch(configuration(), context)
+    assert reseed(launch, 5).argv == (*launch.argv[:-1], "5") and reseed(launch, 5).env == launch.env
+
+
+def test_an_unknown_synthetic_model_names_the_nearest():
+    with pytest.raises(NotFound, match="learner-tiny"):
+        make(model="synthetic:learner-tny").launch(configuration(), Context(
+            study="s", trial=0, tag="t", folder=Path("f"), scratch=Path("x"), cache=Path("c")))  # fmt: skip
+
+
+def test_recorded_grpo_steps_are_read():
+    begin, first, *rest = recorded("trl_grpo_steps.jsonl")
+    assert isinstance(begin, Begin) and begin.versions["trl"] == "1.16.0" and begin.effective["num_generations"] == 8
+    assert [step.number for step in (first, *rest)] == [1, 2, 3, 4, 5]
+    assert first.samples == first.fresh_samples == 64 and first.broken == ()
+    metrics = first.metrics
+    assert metrics["sps"] == pytest.approx(64 / metrics["step_s"])
+    assert {"reward", "reward_std", "kl", "loss", "entropy", "grad_norm", "validity_rate", "zero_std_ratio"} <= set(metrics)
+    parts = metrics["generate_s"] + metrics["log_prob_s"] + metrics["reward_s"] + metrics["update_s"]
+    assert parts <= metrics["step_s"], "phases are parts of the step"
+    assert "preference_accuracy" not in metrics and "trainer_memory_gib" not in metrics
+
+
+def test_recorded_dpo_steps_have_no_reward_and_no_phases():
+    first = next(step for step in recorded("trl_dpo_steps.jsonl") if not isinstance(step, Begin))
+    assert {"preference_accuracy", "preference_margin", "loss", "sps"} <= set(first.metrics)
+    assert not {"reward", "generate_s", "update_s", "fresh_sps", "kl"} & set(first.metrics) and first.fresh_samples is None
+
+
+def test_a_number_that_is_not_finite_is_broken_not_zero():
+    line = json.loads((DATA / "trl_grpo_steps.jsonl").read_text().splitlines()[1])
+    line["logs"].pop("loss")
+    line["broken"] = ["loss", "completions/mean_terminated_length"]
+    step = read_line(line)
+    assert step.broken == ("loss",) and "loss" not in step.metrics
+
+
+@pytest.fixture(scope="module")
+def space():
+    file = spaces.load("trl_grpo")
+    tuned = {name: parameter for name, parameter in file.parameters.items() if parameter.tuned}
+    return Space([EngineSpace(engine="trl", parameters=tuned, forbid=file.forbid, replaced=file.replaced, fixed={"use_cpu": True})])
+
+
+@given(data=st.data())
+@settings(max_examples=200)
+def test_no_point_of_the_space_breaks_trls_arithmetic(space, data):
+    """The rule of GRPOConfig: generation batches hold whole groups."""
+
+    def choose(name, distribution):
+        if hasattr(distribution, "values"):
+            return data.draw(st.sampled_from(distribution.values))
+        if isinstance(distribution.low, int):
+            return data.draw(st.integers(distribution.low, distribution.high))
+        return data.draw(st.floats(distribution.low, distribution.high))
+
+    found = space.decode(space.suggest(choose))
+    values = found.values
+    generated = values["per_device_train_batch_size"] * values["steps_per_generation"]
+    assert (space.forbidden(found) is None) == (generated % values["num_generations"] == 0)
+
+
+def test_old_names_are_answered():
+    replaced = spaces.load("trl_grpo").replaced
+    assert {"max_prompt_length", "kl_coef", "warmup_ratio", "auto_find_batch_size"} <= set(replaced)
+
+
+def test_an_interpreter_without_trl_is_a_missing_prerequisite():
+    import sys
+
+    with pytest.raises(MissingPrerequisite, match="make engine-trl"):
+        make(python=Path(sys.executable)).identity()
+
+
+@needs_trl
+@pytest.mark.engine
+def test_every_parameter_of_the_space_is_trls_own():
+    flags = make().flags()
+    file = spaces.load("trl_grpo")
+    assert [name for name in file.parameters if name not in flags] == []
+    assert (
+        flags["beta"].type == "float" and flags["gradient_checkpointing"].type == "bool" and flags["learning_rate"].default == 1e-6
+    )
+
+
+@needs_trl
+@pytest.mark.engine
+def test_trl_itself_agrees_with_the_spaces_rules():
+    sizes = [(micro, accumulation, group) for micro in (2, 8, 32) for accumulation in (1, 2, 4) for group in (2, 4, 8, 16)]
+    file = spaces.load("trl_grpo")
+    space = Space([EngineSpace(engine="trl", parameters=file.parameters, forbid=file.forbid)])
+    asked = [
+        Configuration(engine="trl", values={
+            "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation,
+            "steps_per_generation": accumulation, "num_generations": group,
+        })
+        for micro, accumulation, group in sizes
+    ]  # fmt: skip
+    verdicts = make().preflight(asked)
+    assert [verdict.refused is None for verdict in verdicts] == [space.forbidden(one) is None for one in asked]
+    assert any(verdict.refused for verdict in verdicts) and any(verdict.refused is None for verdict in verdicts)
+    unknown = make().preflight([configuration(learning_rat=1.0)])[0]
+    assert unknown.refused is not None and "learning_rate" in unknown.refused
+
+
+@needs_trl
+@pytest.mark.engine
+def test_a_real_run_learns_and_is_measured(context, models):
+    context = context.model_copy(update={"cache": models, "seed": 0})
+    workload = workloads.get("training")
+    engine = make(fixed=SMALL, total_steps=500)
+    options = workload.Options(kind="training", steps=40, warm_up_steps=2, seeds=(0,), deadline_s=200)
+    job = TrialJob(number=0, configuration=configuration(learning_rate=5e-3, beta=0.01), origin=Origin.SEARCH)
+    record = evaluate(job, engine, workload(options), context, lambda label, share: None)
+    assert isinstance(record.outcome, Measured), record.outcome
+    measurement = record.outcome.measurement
+    first, last = measurement.rows[0].metrics["reward"], measurement.totals["reward"]
+    assert last > 0.3 > first and measurement.totals["reward_slope"] > 0
+    assert measurement.totals["sps"] > 10 and measurement.totals["kl"] > 0 and measurement.totals["peak_memory_gib"] > 0.2
+    assert record.effective["learning_rate"] == 5e-3 and record.effective["generation_batch_size"] == 32
+    assert process.tagged(context.tag) == []
+
+
+@needs_trl
+@pytest.mark.engine
+def test_a_real_refusal_is_invalid_config(context, models):
+    context = context.model_copy(update={"cache": models})
+    workload = workloads.get("training")
+    options = workload.Options(kind="training", steps=2)
+    job = TrialJob(number=0, configuration=configuration(num_generations=7), origin=Origin.SEARCH)
+    record = evaluate(job, make(fixed={**SMALL, "num_generations": 4}), workload(options), context, lambda label, share: None)
+    assert record.outcome.kind is FailureKind.INVALID_CONFIG and "divisible by num_generations (7)" in record.outcome.evidence[0]
+
+
+@needs_trl
+@pytest.mark.engine
+@pytest.mark.parametrize("algorithm", ["dpo", "rloo"])
+def test_other_algorithms_train_too(context, models, algorithm):
+    context = context.model_copy(update={"cache": models})
+    workload = workloads.get("training")
+    fixed = {"gradient_checkpointing": False} if algorithm == "dpo" else SMALL
+    options = workload.Options(kind="training", steps=4, warm_up_steps=1, deadline_s=200)
+    job = TrialJob(number=0, configuration=configuration(learning_rate=1e-3), origin=Origin.SEARCH)
+    record = evaluate(job, make(algorithm=algorithm, fixed=fixed), workload(options), context, lambda label, share: None)
+    assert isinstance(record.outcome, Measured), record.outcome
+    assert ("preference_accuracy" in record.outcome.measurement.totals) == (algorithm == "dpo")

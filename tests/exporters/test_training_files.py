@@ -1,0 +1,124 @@
+"""The exporters of training runs: what they render, and that the framework's own parser reads it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autotune import exporters, process
+from autotune.engines import _learner_model
+from autotune.engines.base import Identity
+from autotune.engines.verl import A
+from autotune.errors import InvalidInput
+from autotune.exporters.base import Figure, Winner
+from autotune.trial import Configuration
+
+VENVS = Path(__file__).parents[2] / ".venvs"
+
+
+def needs(engine):
+    return pytest.mark.skipif(not (VENVS / engine / "bin" / "python").exists(), reason=f"make engine-{engine}")
+
+
+def winner(kind, model_path="/models/tiny", options=None, values=None, **more):
+    options = {
+        "kind": kind,
+        "model": "synthetic:learner-tiny",
+        "cpu": True,
+        "python": str(VENVS / kind / "bin/python"),
+        **(options or {}),
+    }
+    return Winner(
+        study="mine",
+        trial=7,
+        engine=Identity(kind=kind, version="1.0", python="3.11", device="cpu"),
+        model=str(options["model"]),
+        model_path=model_path,
+        configuration=Configuration(engine=kind, values=values or {}),
+        parameters=values or {},
+        options=options,
+        figures=(Figure(metric="reward", value=0.9, unit="reward", default=0.02),),
+        measured_on="2026-11-21 on cpu",
+        **more,
+    )
+
+
+TRL = {"learning_rate": 3e-3, "beta": 0.0, "num_generations": 4, "per_device_train_batch_size": 32, "env.NCCL_DEBUG": "INFO"}
+VERL = {f"{A}.actor.ppo_micro_batch_size_per_gpu": 4, f"{A}.actor.optim.lr": 1e-3, f"{A}.rollout.n": 8}
+SMALL_VERL = {"fixed": {"data.train_batch_size": 8, f"{A}.actor.ppo_mini_batch_size": 8}}
+
+
+def test_trl_files_hold_what_was_measured_and_nothing_of_the_trial():
+    files = exporters.get("trl_yaml").render(winner("trl", values=TRL, env={"NCCL_DEBUG": "INFO"}))
+    content = yaml.safe_load(files["train.yaml"])
+    assert content["learning_rate"] == 3e-3 and content["model_name_or_path"] == "/models/tiny" and content["use_cpu"] is True
+    assert not {"max_steps", "logging_steps", "report_to", "env.NCCL_DEBUG"} & set(content)
+    assert "reward = 0.9 reward (default 0.02)" in files["train.yaml"]
+    assert "NCCL_DEBUG=INFO" in files["train.sh"] and "trl grpo --config train.yaml" in files["train.sh"]
+
+
+def test_accelerate_is_told_of_the_gpus():
+    single = yaml.safe_load(exporters.get("trl_yaml").render(winner("trl"))["accelerate.yaml"])
+    assert single["use_cpu"] is True and single["num_processes"] == 1 and single["mixed_precision"] == "no"
+    many = winner("trl", options={"model": "/m", "dataset": "/d", "cpu": False, "processes": 4}, gpus=4)
+    spread = yaml.safe_load(exporters.get("trl_yaml").render(many)["accelerate.yaml"])
+    assert spread["distributed_type"] == "MULTI_GPU" and spread["num_processes"] == 4 and spread["mixed_precision"] == "bf16"
+
+
+def test_a_users_script_is_launched_by_accelerate():
+    mine = winner("trl", options={"model": "/m", "dataset": "/d", "script": "my train.py"})
+    assert "accelerate launch --config_file accelerate.yaml '" in exporters.get("trl_yaml").render(mine)["train.sh"]
+
+
+def test_verl_files_nest_the_dotted_names():
+    files = exporters.get("verl_overrides").render(winner("verl", options=SMALL_VERL, values=VERL))
+    content = yaml.safe_load(files["tuned.yaml"])
+    assert content["defaults"] == ["ppo_trainer", "_self_"]
+    assert content["actor_rollout_ref"]["actor"]["ppo_micro_batch_size_per_gpu"] == 4
+    assert content["data"]["train_batch_size"] == 8
+    assert "actor_rollout_ref.actor.optim.lr=0.001" in files["overrides.sh"]
+    assert "VERL_PLATFORM=cpu" in files["train.sh"] and "total_training_steps=" not in files["overrides.sh"]
+
+
+def test_a_gpu_winner_needs_no_plug_in():
+    options = {**SMALL_VERL, "cpu": False, "model": "/models/mine", "dataset": "/d.parquet"}
+    files = exporters.get("verl_overrides").render(winner("verl", options=options, values=VERL))
+    assert "VERL_USE_EXTERNAL_MODULES" not in files["train.sh"] and "autotune_verl" not in files["overrides.sh"]
+
+
+@needs("trl")
+@pytest.mark.engine
+def test_trls_own_parser_reads_the_file():
+    exporter, won = exporters.get("trl_yaml"), winner("trl", values=TRL)
+    files = exporter.render(won)
+    assert "own parser read train.yaml" in exporter.prove(files, won)
+    with pytest.raises(InvalidInput, match="learning_rate"):
+        exporter.prove({**files, "train.yaml": files["train.yaml"].replace("0.003", "0.004")}, won)
+    with pytest.raises(InvalidInput):
+        exporter.prove({**files, "train.yaml": files["train.yaml"] + "no_such_parameter: 1\n"}, won)
+
+
+@needs("verl")
+@pytest.mark.engine
+def test_hydra_and_verl_accept_the_file():
+    exporter, won = exporters.get("verl_overrides"), winner("verl", options=SMALL_VERL, values=VERL)
+    files = exporter.render(won)
+    assert "verl's own validation accepted it" in exporter.prove(files, won)
+    with pytest.raises(InvalidInput, match="train_batch_size"):
+        exporter.prove({**files, "tuned.yaml": files["tuned.yaml"].replace("train_batch_size: 8", "train_batch_size: 4")}, won)
+
+
+@needs("trl")
+@pytest.mark.engine
+def test_the_exported_line_trains(tmp_path):
+    python = str(VENVS / "trl/bin/python")
+    _learner_model.make("synthetic:learner-tiny", "qwen3", tmp_path, python)
+    model = _learner_model.folder("synthetic:learner-tiny", "qwen3", tmp_path)
+    values = {"learning_rate": 3e-3, "max_completion_length": 12, "gradient_checkpointing": False}
+    won = winner("trl", model_path=str(model), values=values)
+    for name, text in exporters.get("trl_yaml").render(won).items():
+        (tmp_path / name).write_text(text)
+    path = f"{VENVS / 'trl/bin'}:/usr/bin:/bin"
+    ran = process.run(["sh", str(tmp_path / "train.sh"), "--max_steps", "2"], 200, {"PATH": path}, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert (tmp_path / "output" / "model.safetensors").exists()
