@@ -26,12 +26,12 @@ REASKS = 8
 RANDOM_REASKS = 200
 AUDIT_SHARE = 0.05
 """Share of cuts by the memory bound that are run to check the bound."""
-PRIOR_POOL = 8
-"""Random candidates among which the prior picks one."""
+PRIOR_POOL = 64
+"""Random candidates among which the prior picks one; every third trial of the random start stays without it."""
 
 Feasible = Callable[[Configuration], Cut | None]
-Prior = Callable[[Configuration], float | None]
-"""How promising a configuration is before anything was measured, higher is better; None when it cannot say."""
+Prior = Callable[[Sequence[Configuration], np.random.Generator], int | None]
+"""Which of a few random candidates is the most promising before much was measured; None when it cannot say."""
 
 
 class First(Frozen):
@@ -218,7 +218,7 @@ class Driver:
             yield from enumerate(self._grid)
             return
         if number < self.search.startup_trials or not self._history.measured or self.search.sampler == "random":
-            if self._prior is not None and number % 2:
+            if self._prior is not None and number % 3:
                 yield 0, self._promising(number)
         else:
             yield from self._sampled(number)
@@ -238,14 +238,12 @@ class Driver:
                 conversation.reject(self._history.violated())
 
     def _promising(self, number: int) -> Point:
-        """The one of a few random points that the prior likes best; half of the random start stays without it."""
+        """The one of some random points that the prior likes best."""
         assert self._prior is not None
         random = self._random(number, "prior")
         pool = [grid.draw(self.space, random) for _ in range(PRIOR_POOL)]
         allowed = [point for point in pool if self._feasible(self.space.decode(point)) is None] or pool
-        liked = [self._prior(self.space.decode(point)) for point in allowed]
-        scores = [-np.inf if score is None else score for score in liked]
-        return allowed[int(np.argmax(scores))]
+        return allowed[self._prior([self.space.decode(point) for point in allowed], random) or 0]
 
     def _seed(self, *parts: Scalar) -> int:
         text = ":".join(map(str, (self.search.seed, *parts)))

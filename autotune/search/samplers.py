@@ -64,7 +64,7 @@ class Conversation:
         """The next point."""
         with _quiet():
             self._last = trial = self._study.ask()
-            return self._space.suggest(lambda name, distribution: _suggest(trial, name, distribution))
+            return self._space.suggest(lambda name, distribution: suggest(trial, name, distribution))
 
     def reject(self, violations: Mapping[str, float]) -> None:
         """Tell that the last point cannot be run."""
@@ -167,7 +167,8 @@ def _with_generations(sampler: BaseSampler, history: Sequence[FrozenTrial]) -> S
     return history
 
 
-def _suggest(trial: Trial, name: str, distribution: Distribution) -> Scalar:
+def suggest(trial: Trial, name: str, distribution: Distribution) -> Scalar:
+    """Ask a trial for one parameter."""
     if isinstance(distribution, Choice):
         return trial.suggest_categorical(name, distribution.values)
     if isinstance(distribution, IntRange):

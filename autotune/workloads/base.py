@@ -23,6 +23,15 @@ class WorkloadOptions(Frozen):
     kind: str
 
 
+class RequestShape(Frozen):
+    """Mean tokens of one request, how many of its prompt's are shared with others, and how many requests are there at once."""
+
+    input_tokens: float
+    output_tokens: float
+    shared_tokens: float = 0.0
+    concurrency: float = 256.0
+
+
 class Workload(ABC):
     """Work for a launched engine. Holds no state between runs."""
 
@@ -57,3 +66,7 @@ class Workload(ABC):
     @abstractmethod
     def expected_seconds(self) -> float:
         """Wall seconds `run` takes, for the plan's GPU-minutes; an upper estimate."""
+
+    def request_shape(self) -> RequestShape | None:
+        """The mean request, for predictions before the first trial; None where it is not known."""
+        return None

@@ -12,7 +12,7 @@ from autotune.engines.base import Context, Session
 from autotune.engines.recorded import DEFAULT_RECORDING, RecordedSession
 from autotune.errors import AutotuneError, WrongValue, nearest
 from autotune.trial import Measurement, Row, Scalar
-from autotune.workloads.base import Progress, Workload, WorkloadOptions
+from autotune.workloads.base import Progress, RequestShape, Workload, WorkloadOptions
 
 LEVEL_GAP_S = 2.0
 """Seconds between two recorded levels: settling and the client's own start."""
@@ -92,6 +92,13 @@ class RecordedWorkload(Workload):
     def expected_seconds(self) -> float:
         levels = self._wanted(load(self.options.data).levels(self.options.traffic))
         return sum(max(level.span, 30.0) + LEVEL_GAP_S for level in levels)
+
+    def request_shape(self) -> RequestShape:
+        recording = load(self.options.data)
+        traffic = recording.about.traffic[self.options.traffic]
+        closed = [level.conc for level in recording.levels(self.options.traffic) if level.conc is not None]
+        fields = traffic.model_dump(include={"input_tokens", "output_tokens", "shared_tokens"})
+        return RequestShape(**fields, concurrency=max(closed, default=256))
 
     def _wanted(self, levels: tuple[Level, ...]) -> tuple[Level, ...]:
         if not self.options.load:

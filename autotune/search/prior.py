@@ -1,0 +1,124 @@
+"""What a roofline says of a configuration before anything was measured.
+
+A decode step reads the weights and the KV cache of its batch once: bytes over the card's bandwidth. Prefill computes
+2 FLOPs a parameter and token: over the card's peak. The batch is what `max_num_seqs`, the KV cache and the offered
+concurrency allow. It knows nothing of kernels, schedulers or Python, so it only orders the first random candidates; how
+well it ordered them is reported beside what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.feasibility.memory import MemoryModel
+from autotune.score import Objective
+from autotune.trial import Configuration, Value
+from autotune.workloads.base import RequestShape
+
+CARDS: Mapping[str, tuple[float, float]] = {
+    "B200": (8.0e12, 2250e12),
+    "H200": (4.8e12, 989e12),
+    "H100 PCIe": (2.0e12, 756e12),
+    "H100": (3.35e12, 989e12),
+    "A100": (2.0e12, 312e12),
+    "L40S": (0.864e12, 362e12),
+    "L4": (0.3e12, 121e12),
+    "A10": (0.6e12, 125e12),
+}
+"""Memory bytes/s and dense bf16 FLOP/s by product name, from the vendor's data sheets; the first name contained counts."""
+BANDWIDTH_REACHED = 0.8
+FLOPS_REACHED = 0.6
+"""Shares of the data sheet that real kernels reach; they shift all predictions alike and so do not change the order much."""
+EAGER_STEP_S = 0.004
+"""Added to each step without CUDA graphs: the launches of some 300 kernels."""
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Predicts a serving engine's metrics from its model, its card and its traffic."""
+
+    memory: MemoryModel
+    device: str
+    shape: RequestShape
+    resolved: Mapping[str, Value]
+
+    @property
+    def card(self) -> tuple[float, float] | None:
+        """Bandwidth and FLOP/s of the device; None for a card that is not known."""
+        return next((numbers for name, numbers in CARDS.items() if name in self.device), None)
+
+    def predict(self, configuration: Configuration) -> dict[str, float]:
+        """Metrics by name; empty when the card is not known or the configuration cannot hold a request."""
+        card = self.card
+        values = {**self.resolved, **configuration.values}
+        need = self.memory.need(values)
+        if card is None or need.kv_tokens <= 0:
+            return {}
+        cached = bool(values.get("enable_prefix_caching")) and self.shape.shared_tokens > 0
+        prompt = self.shape.input_tokens - (self.shape.shared_tokens if cached else 0)
+        held = prompt + self.shape.output_tokens
+        batch = max(1.0, min(float(values.get("max_num_seqs") or 256), need.kv_tokens / held, self.shape.concurrency))
+        step = self._step(values, batch, card)
+        prefill = 2 * self.memory.shape.parameter_count * prompt / (card[1] * FLOPS_REACHED)
+        request_s = self.shape.output_tokens * step / batch + prefill
+        rate = 1 / request_s
+        gpu = need.budget_gib if need.budget_gib else 0.0
+        return {
+            "requests_per_s": rate,
+            "sps": rate,
+            "output_tokens_per_s": rate * self.shape.output_tokens,
+            "total_tokens_per_s": rate * (self.shape.input_tokens + self.shape.output_tokens),
+            "tpot_ms": 1000 * (step + batch * prefill / max(1.0, self.shape.output_tokens)),
+            "ttft_ms": 1000 * (prefill + step + max(0.0, self.shape.concurrency - batch) * request_s),
+            "peak_gpu_memory_gib": gpu,
+            "kv_cache_tokens": need.kv_tokens,
+        }
+
+    def _step(self, values: Mapping[str, Value], batch: float, card: tuple[float, float]) -> float:
+        """Seconds of one decode step."""
+        shape = self.memory.shape
+        context = self.shape.input_tokens + self.shape.output_tokens / 2
+        cache = batch * context * shape.kv_bytes_per_token(str(values.get("kv_cache_dtype") or "auto"))
+        read = (shape.parameter_count * shape.dtype_bytes + cache) / (card[0] * BANDWIDTH_REACHED)
+        compute = 2 * shape.parameter_count * batch / (card[1] * FLOPS_REACHED)
+        return max(read, compute) + (EAGER_STEP_S if values.get("enforce_eager") else 0.0)
+
+
+Predict = Callable[[Configuration], Mapping[str, float]]
+
+
+def pick(
+    predict: Predict, objectives: Sequence[Objective], pool: Sequence[Configuration], random: np.random.Generator
+) -> int | None:
+    """Which of a pool the predictions like best under randomly weighted objectives; None when they cannot say.
+
+    Random weights spread the picks along the predicted front instead of crowding one end of it.
+    """
+    told = [predict(configuration) for configuration in pool]
+    known = [objective for objective in objectives if all(_base(objective) in one for one in told if one)]
+    if not known or not any(told):
+        return None
+    weights = random.dirichlet(np.ones(len(known)))
+    total = np.zeros(len(pool))
+    for weight, objective in zip(weights, known, strict=True):
+        sign = 1.0 if objective.direction == "maximize" else -1.0
+        values = np.array([sign * one[_base(objective)] if one else -np.inf for one in told])
+        total += weight * np.argsort(np.argsort(values))
+    return int(np.argmax(np.where([bool(one) for one in told], total, -np.inf)))
+
+
+def agreement(predicted: Sequence[float], measured: Sequence[float]) -> float | None:
+    """Spearman's rank correlation of prediction and measurement; None with fewer than three pairs or without spread."""
+    if len(predicted) < 3:
+        return None
+    ranks = [np.argsort(np.argsort(np.asarray(values))).astype(float) for values in (predicted, measured)]
+    if any(np.ptp(values) == 0 for values in (np.asarray(predicted), np.asarray(measured))):
+        return None
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _base(objective: Objective) -> str:
+    return objective.selector.metric.partition(".")[0]

@@ -1,0 +1,148 @@
+"""Search policies under comparison: ours, Optuna's samplers as they come, and what published tuners do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import optuna
+from surfaces import Ran, Task, space
+
+from autotune.engines.recorded import RecordedEngine, RecordedOptions
+from autotune.feasibility.ladder import Known, Ladder
+from autotune.search import Driver, First, Proposal, grid, samplers
+from autotune.search.prior import Roofline, pick
+from autotune.study import Search
+from autotune.trial import Configuration, Origin, TrialRecord
+from autotune.workloads.recorded import RecordedWorkload, RecordedWorkloadOptions
+
+Warm = Callable[[Task, int], Sequence[Configuration]]
+
+
+class Arm(ABC):
+    """Proposes configurations for one study and is told what came of them."""
+
+    levels: Sequence[dict[str, float]] = ()
+    """What each launch measures; empty for every level."""
+
+    @abstractmethod
+    def ask(self) -> Configuration | None:
+        """The next configuration; None when the policy is at its end."""
+
+    @abstractmethod
+    def tell(self, configuration: Configuration, ran: Ran) -> None:
+        """What came of the configuration asked for last."""
+
+
+class Ours(Arm):
+    """The driver with its ladder, as a study runs it."""
+
+    def __init__(
+        self,
+        task: Task,
+        seed: int,
+        prior: bool = True,
+        ladder: bool = True,
+        warm: Sequence[Configuration] = (),
+        sampler: str = "auto",
+    ) -> None:
+        engine = RecordedEngine(RecordedOptions(kind="recorded"))
+        resolved = engine.preflight([Configuration(engine="recorded")])[0].resolved
+        whole = space()
+        memory = engine.memory_model(resolved)
+        rungs = Ladder(whole, {"recorded": Known(resolved=resolved, memory=memory if ladder else None)})
+        shape = RecordedWorkload(RecordedWorkloadOptions(kind="recorded", traffic=task.traffic)).request_shape()
+        roofline = Roofline(memory, engine.identity().device, shape, resolved)
+        self.driver = Driver(
+            whole,
+            task.directions,
+            [constraint.name for constraint in task.constraints],
+            Search(seed=seed, sampler=sampler),
+            first=[First(configuration=one, origin=Origin.WARM_START) for one in warm],
+            resolved={"recorded": resolved},
+            feasible=rungs.feasible,
+            learn=rungs.learn,
+            prior=(lambda pool, random: pick(roofline.predict, task.objectives, pool, random)) if prior else None,
+        )
+        self.proposal: Proposal | None = None
+
+    def ask(self) -> Configuration | None:
+        self.proposal = self.driver.ask()
+        return None if self.proposal is None or self.proposal.duplicate_of is not None else self.proposal.configuration
+
+    def tell(self, configuration: Configuration, ran: Ran) -> None:
+        assert self.proposal is not None
+        fields = self.proposal.model_dump(include={"number", "configuration", "origin", "point"})
+        self.driver.tell(TrialRecord(**fields, outcome=ran.outcome), ran.score)
+
+
+class Plain(Arm):
+    """An Optuna sampler as it comes: no default first, no rules, a crash told as FAIL; constraints are told when measured."""
+
+    def __init__(self, task: Task, sampler: optuna.samplers.BaseSampler, levels: Sequence[dict[str, float]] = ()) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.task, self.space, self.levels = task, space(), levels
+        self.study = optuna.create_study(directions=list(task.directions), sampler=sampler)
+        self.trial: optuna.trial.Trial | None = None
+
+    def ask(self) -> Configuration:
+        self.trial = trial = self.study.ask()
+        return self.space.decode(self.space.suggest(lambda name, found: samplers.suggest(trial, name, found)))
+
+    def tell(self, configuration: Configuration, ran: Ran) -> None:
+        assert self.trial is not None
+        if ran.score is None:
+            self.study.tell(self.trial, state=optuna.trial.TrialState.FAIL)
+            return
+        for index, violation in enumerate(ran.score.violations):
+            self.trial.set_constraint(f"slo{index}", violation)
+        self.study.tell(self.trial, list(ran.score.values))
+
+
+@dataclass
+class Listed(Arm):
+    """A fixed list: random points, or a grid."""
+
+    configurations: Iterator[Configuration]
+    told: list[Ran] = field(default_factory=list)
+
+    def ask(self) -> Configuration | None:
+        return next(self.configurations, None)
+
+    def tell(self, configuration: Configuration, ran: Ran) -> None:
+        self.told.append(ran)
+
+
+def random(task: Task, seed: int) -> Arm:
+    """Uniform over the whole space."""
+    generator, whole = np.random.default_rng(seed), space()
+    return Listed(iter(lambda: whole.decode(grid.draw(whole, generator)), None))
+
+
+def auto_tune(task: Task, seed: int) -> Arm:
+    """vLLM's auto_tune script: max_num_seqs x max_num_batched_tokens at the default of everything else, in order."""
+    pairs = [(seqs, rows) for seqs in (32, 64, 128, 256, 512, 1024) for rows in (512, 1024, 2048, 4096, 8192, 16384)]
+    values = [{"max_num_seqs": seqs, "max_num_batched_tokens": rows} for seqs, rows in pairs]
+    return Listed(Configuration(engine="recorded", values=value) for value in values)
+
+
+def arms(slow: bool) -> dict[str, Callable[[Task, int], Arm]]:
+    """Every arm by name; `slow` adds the Gaussian process, which takes most of the time."""
+    saturated = {"chat": 512.0, "prefix": 256.0}
+    found: dict[str, Callable[[Task, int], Arm]] = {
+        "ours": lambda task, seed: Ours(task, seed),
+        "ours, no prior": lambda task, seed: Ours(task, seed, prior=False),
+        "ours, no prior, no memory bound": lambda task, seed: Ours(task, seed, prior=False, ladder=False),
+        "Optuna TPE": lambda task, seed: Plain(task, optuna.samplers.TPESampler(seed=seed)),
+        "Optuna NSGA-II": lambda task, seed: Plain(task, optuna.samplers.NSGAIISampler(seed=seed)),
+        "Optuna TPE, one load": lambda task, seed: Plain(
+            task, optuna.samplers.TPESampler(seed=seed), [{"concurrency": saturated[task.traffic]}]
+        ),
+        "random": random,
+        "grid of two flags": auto_tune,
+    }
+    if slow:
+        found["Optuna GP"] = lambda task, seed: Plain(task, optuna.samplers.GPSampler(seed=seed))
+    return found

@@ -1,0 +1,225 @@
+"""Hypervolume against simulated GPU-minutes: our policy beside others, on surfaces recorded on an H200.
+
+    python benchmarks/search/compare.py --seeds 20 --minutes 60 --slow --out benchmarks/results/search.md
+
+Each arm gets the same minutes, noise and surfaces. Hypervolume is that of the *true* values of the feasible
+configurations it has run, over the best that the whole space holds; noise can mislead an arm but not the judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import optuna
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from arms import Arm, Ours, arms
+from surfaces import Task, best, space, tasks
+
+from autotune import pareto
+from autotune.engines._recorded.surface import surface
+from autotune.engines.recorded import DEFAULT_RECORDING
+from autotune.stats import bootstrap_interval
+from autotune.trial import Configuration, digest_of
+
+MARKS = (10, 20, 30, 45, 60)
+REACHED = 0.95
+
+
+@dataclass(frozen=True)
+class Course:
+    """One study: the normalised hypervolume after each launch, when that launch ended, and whether it was wasted."""
+
+    minutes: tuple[float, ...]
+    volumes: tuple[float, ...]
+    failed: tuple[bool, ...]
+
+    def at(self, minute: float) -> float:
+        """The hypervolume that had been reached by a minute."""
+        done = [volume for ended, volume in zip(self.minutes, self.volumes, strict=True) if ended <= minute]
+        return done[-1] if done else 0.0
+
+    def reaches(self, volume: float) -> float:
+        """The minute at which a hypervolume was reached; infinite when it was not."""
+        return next((ended for ended, found in zip(self.minutes, self.volumes, strict=True) if found >= volume), np.inf)
+
+    @property
+    def wasted(self) -> float:
+        """Share of launches after the fifth that could not start."""
+        late = self.failed[5:]
+        return float(np.mean(late)) if late else 0.0
+
+
+def study(task: Task, arm: Arm, minutes: float, seed: int, noise: float) -> Course:
+    """Run one arm for some GPU-minutes."""
+    spent, points = 0.0, list[tuple[float, ...]]()
+    ended, volumes, failed = list[float](), list[float](), list[bool]()
+    while spent < minutes:
+        configuration = arm.ask()
+        if configuration is None:
+            break
+        ran = task.run(configuration, len(ended), seed, noise, arm.levels)
+        arm.tell(configuration, ran)
+        spent += ran.seconds / 60
+        truth = task.truth(configuration)
+        if truth is not None and truth.feasible:
+            points.append(truth.values)
+        ended.append(spent)
+        volumes.append(task.volume(points) / best(task).volume)
+        failed.append(ran.outcome.status == "failed" and ran.outcome.phase == "start")
+    return Course(tuple(ended), tuple(volumes), tuple(failed))
+
+
+def sibling_front(task: Task, seed: int, noise: float) -> list[Configuration]:
+    """Four points of the front that one of our own studies found on the other traffic: a real warm start, not the truth."""
+    other = next(one for one in tasks() if one.name != task.name)
+    arm = Ours(other, seed + 1000)
+    seen: list[tuple[tuple[float, ...], Configuration]] = []
+    for number in range(30):
+        configuration = arm.ask()
+        if configuration is None:
+            break
+        ran = other.run(configuration, number, seed + 1000, noise)
+        arm.tell(configuration, ran)
+        if ran.score is not None and ran.score.feasible:
+            seen.append((ran.score.values, configuration))
+    members = pareto.front([values for values, _ in seen], other.directions)
+    spread = sorted(members, key=lambda index: seen[index][0][1])
+    chosen = [spread[round(share * (len(spread) - 1))] for share in (0, 0.33, 0.67, 1)]
+    return [seen[index][1] for index in dict.fromkeys(chosen)]
+
+
+def everything(seeds: int, minutes: float, noise: float, slow: bool, only: Sequence[str]) -> dict[str, list[Course]]:
+    """All arms on all tasks and seeds; lists are in the same order, so that they pair."""
+    makers: dict[str, Callable[[Task, int], Arm]] = {
+        **arms(slow),
+        "ours, warm": lambda task, seed: Ours(task, seed, warm=sibling_front(task, seed, noise)),
+    }
+    chosen = {name: make for name, make in makers.items() if not only or name in only}
+    found: dict[str, list[Course]] = {name: [] for name in chosen}
+    for task in tasks():
+        for name, make in chosen.items():
+            found[name] += courses(task, name, make, seeds, minutes, noise)
+            print(f"{task.name}: {name}: {np.mean([path.at(minutes) for path in found[name][-seeds:]]):.3f}", file=sys.stderr)
+    return found
+
+
+def courses(task: Task, name: str, make: Callable[[Task, int], Arm], seeds: int, minutes: float, noise: float) -> list[Course]:
+    """An arm's studies, kept in a file so that arms can be run one by one."""
+    key = digest_of([task.name, task.constraints[0].limit, space().digest, name, seeds, minutes, noise])
+    kept = Path(__file__).parent / ".cache" / f"arm-{key}.json"
+    if kept.is_file():
+        return [Course(*map(tuple, fields)) for fields in json.loads(kept.read_text())]
+    result = [study(task, make(task, seed), minutes, seed, noise) for seed in range(seeds)]
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps([(one.minutes, one.volumes, one.failed) for one in result]))
+    return result
+
+
+def interval(values: Sequence[float]) -> str:
+    found = bootstrap_interval(values, lambda sample: float(np.mean(sample)), seed=0)
+    return f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def report(found: dict[str, list[Course]], seeds: int, minutes: float) -> str:
+    marks = [mark for mark in MARKS if mark <= minutes]
+    lines = [
+        "| arm | "
+        + " | ".join(f"HV at {mark} min" for mark in marks)
+        + " | minutes to 95 % (median) | reached 95 % | launches wasted after the 5th |"
+    ]
+    lines.append("|---" * (len(marks) + 4) + "|")
+    for name, paths in found.items():
+        cells = [f"{np.mean([path.at(mark) for path in paths]):.3f}" for mark in marks]
+        reached = [path.reaches(REACHED) for path in paths]
+        median = float(np.median(reached))
+        cells += ["not reached" if np.isinf(median) else f"{median:.0f}", f"{np.mean(np.isfinite(reached)):.0%}"]
+        cells.append(f"{np.mean([path.wasted for path in paths]):.1%}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", *paired(found, minutes), "", *quartiles(found, seeds, minutes)]
+    return "\n".join(lines)
+
+
+def paired(found: dict[str, list[Course]], minutes: float) -> list[str]:
+    """Differences of the same seed on the same surface, with bootstrap intervals."""
+    lines = ["| ours minus | at 20 min | at 30 min | at the end |", "|---|---|---|---|"]
+    for name, paths in found.items():
+        if name == "ours" or "ours" not in found:
+            continue
+        cells = [
+            interval([a.at(mark) - b.at(mark) for a, b in zip(found["ours"], paths, strict=True)]) for mark in (20, 30, minutes)
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def quartiles(found: dict[str, list[Course]], seeds: int, minutes: float) -> list[str]:
+    """Each quartile of seeds of ours against the same quartile of random, on each surface."""
+    if not {"ours", "random"} <= found.keys():
+        return []
+    lines = ["| surface | quartile | ours | random |", "|---|---|---|---|"]
+    for index, task in enumerate(tasks()):
+        block = slice(index * seeds, (index + 1) * seeds)
+        ours, others = (np.array([path.at(minutes) for path in found[name][block]]) for name in ("ours", "random"))
+        for quartile in (0, 25, 50, 75, 100):
+            lines.append(
+                f"| {task.name} | {quartile} % | {np.percentile(ours, quartile):.3f} | {np.percentile(others, quartile):.3f} |"
+            )
+    return lines
+
+
+def surface_errors() -> list[str]:
+    lines = ["| level | metric | median error | root mean square |", "|---|---|---|---|"]
+    for error in surface(DEFAULT_RECORDING).errors():
+        lines.append(f"| {error.level or 'launch'} | {error.metric} | {error.median:.1%} | {error.root_mean_square:.1%} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--noise", type=float, default=0.03)
+    parser.add_argument("--slow", action="store_true", help="with Optuna's GP, a minute of CPU for each of its studies")
+    parser.add_argument("--only", nargs="*", default=[], metavar="ARM")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    found = everything(given.seeds, given.minutes, given.noise, given.slow, given.only)
+    facts = ", ".join(
+        f"{task.name}: {len(best(task).points)} points on the true front, {best(task).failing_share:.1%} of the space fails"
+        for task in tasks()
+    )
+    text = "\n".join(
+        [
+            f"Command: `python benchmarks/search/compare.py {' '.join(sys.argv[1:])}`",
+            f"{datetime.date.today()}, Python {platform.python_version()}, optuna {optuna.__version__}; recording "
+            f"{DEFAULT_RECORDING}; "
+            f"{space().size():.0f} points; {given.seeds} seeds a surface, noise {given.noise:.0%}; {facts}.",
+            "",
+            report(found, given.seeds, given.minutes),
+            "",
+            "How far the surface itself is off where a launch is left out (cross-validation):",
+            "",
+            *surface_errors(),
+            "",
+        ]
+    )
+    print(text)
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text("# Search policies on recorded surfaces\n\n" + text)
+
+
+if __name__ == "__main__":
+    main()
