@@ -42,6 +42,15 @@ test: .venv/.dev engine-sglang engine-trl engine-verl
 check: .venv/.dev lint types layers
 	$(BIN)/python -m pytest -q -m 'not gpu and not engine and not slow'
 
+engine-trl: .venvs/trl/.installed
+engine-verl: .venvs/verl/.installed
+
+.venvs/trl/.installed .venvs/verl/.installed: .venvs/%/.installed: requirements/%.txt
+	$(PYTHON) -m venv .venvs/$*
+	@echo "Installing the $* engine (some GiB; minutes) ..."
+	.venvs/$*/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	touch $@
+
 lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
