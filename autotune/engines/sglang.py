@@ -171,7 +171,7 @@ class SglangEngine(Engine):
 
     @cached_property
     def _identity(self) -> Any:
-        return self._probe("identity", {})
+        return self._probe("identity", self.options.env)
 
     @cached_property
     def _known_flags(self) -> Mapping[str, Flag]:
