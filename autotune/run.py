@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autotune import executors, export, gpu, models, process, results, tracking
+from autotune import executors, export, policy, process, results, tracking
 from autotune.agenda import Agenda
 from autotune.errors import AutotuneError, Interrupted, NothingMeasured
 from autotune.executors.base import Executor, Site
 from autotune.export import Written
-from autotune.feasibility.ladder import Known, Ladder
 from autotune.finalists import Verdict, verdicts
 from autotune.interrupts import Interrupts
 from autotune.ledger import Ledger
 from autotune.live import Reporter
 from autotune.plan import Plan
 from autotune.results import StudyResults
-from autotune.search.driver import Driver, First
 from autotune.secrets import redact
 from autotune.trial import TrialJob, TrialRecord
 
@@ -46,7 +44,7 @@ def run(plan: Plan, *, fresh: bool = False, cold: bool = False, reporter: Report
         tracker = tracking.Tracker(plan.store, plan.study) if plan.study.tracking.enabled else None
         with Interrupts(reporter.say) as interrupts:
             try:
-                agenda = Agenda(plan, ledger, _driver(plan), reporter.say)
+                agenda = Agenda(plan, ledger, policy.driver(plan, ledger, cold, reporter.say), reporter.say)
                 site = Site(
                     engines=plan.engines,
                     workload=plan.workload,
@@ -123,32 +121,6 @@ class _Loop:
 def _executor(plan: Plan) -> str:
     recorded = all(engine.serves == "recorded" for engine in plan.engines.values())
     return plan.study.executor.kind if plan.study.executor.kind != "auto" else "inline" if recorded else "local"
-
-
-def _driver(plan: Plan) -> Driver:
-    study = plan.study
-
-    ladder = _ladder(plan)
-    return Driver(
-        plan.space,
-        [objective.direction for objective in study.objectives],
-        [constraint.name for constraint in study.constraints],
-        study.search,
-        first=[First(configuration=configuration) for configuration in plan.first],
-        resolved=plan.resolved,
-        feasible=ladder.feasible,
-        learn=ladder.learn,
-    )
-
-
-def _ladder(plan: Plan) -> Ladder:
-    devices = None if plan.study.executor.kind == "ray" else len(gpu.devices()) or None
-    known: dict[str, Known] = {}
-    for kind, engine in plan.engines.items():
-        resolved = plan.resolved.get(kind, {})
-        facts = models.facts(engine.options.model)
-        known[kind] = Known(resolved, facts, engine.memory_model(resolved), devices)
-    return Ladder(plan.space, known)
 
 
 def _closed(tracker: tracking.Tracker | None, interrupts: Interrupts) -> None:
