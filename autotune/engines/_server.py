@@ -163,6 +163,11 @@ class ServingSession(Session):
         self._owner_checked = now
         if not process.answers_for(self._port, self._context.tag):
             owner = process.port_listener(self._port)
+            if owner is None:
+                # Nobody holds the port: the server has just died, and its status follows in a moment.
+                self._let_finish()
+                if self._process.returncode() is not None:
+                    raise self._death()
             said = f"Port {self._port} is answered by process {owner}, which is not of this trial."
             raise TrialFailed(FailureKind.UNHEALTHY, self._phase, said, advice="Run the trial again: it takes another port.")
 
