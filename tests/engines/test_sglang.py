@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune import exporters, process, spaces
+from autotune.engines import _flags, _sglang_cpu, _sglang_log
+from autotune.engines import _sglang_args as args
+from autotune.engines.base import Context, Flag
+from autotune.engines.sglang import SglangEngine
+from autotune.errors import InvalidInput, MissingPrerequisite
+from autotune.exporters.base import Winner
+from autotune.trial import Configuration, FailureKind, TrialFailed
+
+HERE = Path(__file__).parent
+PYTHON = Path(__file__).parents[2] / ".venvs" / "sglang" / "bin" / "python"
+RAW = json.loads((HERE / "logs" / "sglang-flags.json").read_text())
+"""What the probe told of some flags of both releases."""
+RESOLVED = {"chunked_prefill_size": 8192, "cuda_graph_max_bs_decode": 256, "mem_fraction_static": 0.926, "page_size": 1}
+"""What SGLang resolves on an H200."""
+
+
+def known(version: str = "0.5.23") -> dict[str, Flag]:
+    return {flag.name: flag for flag in map(args.flag, RAW[version])}
+
+
+def engine(**options: object) -> SglangEngine:
+    return SglangEngine(SglangEngine.Options(kind="sglang", model="synthetic:nano", **options))
+
+
+def told(on_cpu: bool, **options: object) -> SglangEngine:
+    """An engine that has been told what its probes would answer."""
+    made = engine(**options)
+    packages = {"sglang": "0.5.23"}
+    device = "cpu" if on_cpu else "NVIDIA H200"
+    made.__dict__ |= {"_identity": {"packages": packages, "python": "3.12", "device": device}, "_known_flags": known()}
+    made._resolved = RESOLVED
+    return made
+
+
+def context(folder: Path, gpus: tuple[int, ...] = ()) -> Context:
+    tag = process.make_tag(folder, "s", "0")
+    return Context(study="s", trial=0, tag=tag, folder=folder, scratch=folder, cache=folder, gpus=gpus, seed=2**40 + 7)
+
+
+def configuration(**values: object) -> Configuration:
+    return Configuration(engine="sglang", values=values)
+
+
+def words(made: SglangEngine, folder: Path, gpus: tuple[int, ...] = (), **values: object) -> dict[str, str | None]:
+    """The launch's flags and their values."""
+    argv = made.launch(configuration(**values), context(folder, gpus)).argv
+    flags = [index for index, word in enumerate(argv) if word.startswith("--")]
+    return {argv[index]: None if index + 1 in flags or index + 1 == len(argv) else argv[index + 1] for index in flags}
+
+
+def test_flags_are_written_with_their_full_names():
+    flags = known()
+    values = {
+        "page_size": 16,
+        "enable_mixed_chunk": True,
+        "disable_radix_cache": False,
+        "cuda_graph_bs_decode": [1, 2],
+        "quantization": None,
+    }
+    written = ["--page-size", "16", "--enable-mixed-chunk", "--cuda-graph-bs-decode", "1", "2"]
+    assert _flags.arguments(values, flags) == written
+
+
+@pytest.mark.parametrize("version", RAW)
+def test_a_flag_is_known_by_its_own_spelling_in_every_release(version):
+    flags = known(version)
+    assert flags["cuda_graph_max_bs_decode"].option == "--cuda-graph-max-bs-decode"
+    assert flags["tp_size"].option == "--tp-size"
+    assert flags["mem_fraction_static"].low == 0.01
+    assert "hrrn" in (flags["schedule_policy"].choices or ()) if version == "0.5.23" else True
+
+
+@pytest.mark.parametrize("version", RAW)
+def test_every_parameter_of_the_space_is_a_flag(version):
+    space, flags = spaces.load("sglang"), known(version)
+    for name, parameter in space.parameters.items():
+        for member in getattr(parameter, "members", (name,)):
+            assert member in flags, member
+            choices = flags[member].choices
+            if choices is not None and hasattr(parameter, "values"):
+                assert {value for value in parameter.values if value is not None} <= set(choices), member
+
+
+def test_the_default_launches_with_nothing_pinned(tmp_path):
+    found = words(told(on_cpu=False, fixed={"context_length": 2048}), tmp_path, gpus=(3,))
+    assert "--mem-fraction-static" not in found and "--chunked-prefill-size" not in found
+    assert found["--context-length"] == "2048" and found["--load-format"] == "dummy"
+    assert found["--random-seed"] == "7"
+
+
+def test_tuning_one_coupled_default_says_the_others(tmp_path):
+    found = words(told(on_cpu=False), tmp_path, chunked_prefill_size=2048)
+    assert found["--chunked-prefill-size"] == "2048"
+    assert found["--mem-fraction-static"] == "0.926" and found["--cuda-graph-max-bs-decode"] == "256"
+
+
+def test_a_limit_of_requests_also_limits_the_pinned_graphs(tmp_path):
+    found = words(told(on_cpu=False), tmp_path, max_running_requests=16)
+    assert found["--cuda-graph-max-bs-decode"] == "16" and found["--mem-fraction-static"] == "0.926"
+
+
+def test_what_is_exported_is_what_was_launched(tmp_path):
+    made = told(on_cpu=False, fixed={"schedule_policy": "lpm"})
+    explicit = made.explicit(configuration(page_size=16, chunked_prefill_size=4096), tmp_path)
+    launched = words(made, tmp_path, page_size=16, chunked_prefill_size=4096)
+    for name, value in explicit.items():
+        assert launched["--" + name.replace("_", "-")] == str(value)
+
+
+def test_a_gpu_trial_sees_its_own_gpus_and_shares_caches(tmp_path):
+    env = told(on_cpu=False, env={"A": "1"}).launch(configuration(**{"env.B": "2"}), context(tmp_path, (1, 2))).env
+    assert env["CUDA_VISIBLE_DEVICES"] == "1,2" and env["A"] == "1" and env["B"] == "2"
+    assert env["TRITON_CACHE_DIR"].startswith(str(tmp_path))
+    assert "TRITON_INTERPRET" not in env
+
+
+def test_stand_ins_are_used_on_a_cpu_only(tmp_path):
+    cpu = told(on_cpu=True).launch(configuration(), context(tmp_path))
+    gpu = told(on_cpu=False).launch(configuration(), context(tmp_path))
+    assert str(_sglang_cpu.LAUNCHER) in cpu.argv and cpu.env["SGLANG_USE_CPU_ENGINE"] == "1"
+    assert gpu.argv[1:3] == ("-m", "sglang.launch_server") and "SGLANG_USE_CPU_ENGINE" not in gpu.env
+
+
+def test_a_cpu_pool_never_follows_free_memory(tmp_path):
+    assert words(told(on_cpu=True), tmp_path)["--max-total-tokens"] == "65536"
+    assert words(told(on_cpu=True, fixed={"max_total_tokens": 4096}), tmp_path)["--max-total-tokens"] == "4096"
+
+
+def test_doctor_says_what_the_stand_ins_are():
+    said = _sglang_cpu.cpu_support()
+    assert "stand-in" in said and "sgl_kernel" in said and "torchvision" in said
+
+
+def test_the_stand_in_imports_every_name_and_raises_when_called():
+    path = _sglang_cpu.LAUNCHER.parent / "stand_in" / "sgl_kernel" / "__init__.py"
+    spec = importlib.util.spec_from_file_location("stand_in_sgl_kernel", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(NotImplementedError, match="copy_all_layer_kv_cache_cpu"):
+        module.copy_all_layer_kv_cache_cpu(1, key=2)
+    with pytest.raises(AttributeError):
+        _ = module.__path_of_nothing__
+
+
+@pytest.mark.parametrize(
+    ("values", "gpus"),
+    [
+        ({}, 1),
+        ({"tp_size": 2}, 2),
+        ({"tp_size": 2, "dp_size": 2, "pp_size": 2}, 8),
+        ({"tp_size": 4, "dp_size": 4, "enable_dp_attention": True}, 4),
+    ],
+)
+def test_gpus_needed(values, gpus):
+    assert engine().gpus_needed(configuration(**values)) == gpus
+
+
+def test_a_cpu_trial_needs_no_gpu():
+    assert engine(fixed={"device": "cpu"}).gpus_needed(configuration(tp_size=2)) == 0
+
+
+def test_unknown_names_and_unchecked_ranges_are_refused_without_a_launch():
+    made = told(on_cpu=True)
+    made.__dict__["_answers"] = lambda what, argvs: [{"resolved": {}} for _ in argvs]
+    verdicts = made.preflight(
+        [configuration(page_sise=4), configuration(stream_interval=0), configuration(mem_fraction_static=1.5), configuration()]
+    )
+    assert "page_size" in (verdicts[0].refused or "")
+    assert "stream_interval must be at least 1" in (verdicts[1].refused or "")
+    assert "mem_fraction_static" in (verdicts[2].refused or "")
+    assert verdicts[3].refused is None
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(args.OWN_RANGES)), st.floats(allow_nan=False) | st.integers() | st.booleans() | st.none()
+    )
+)
+def test_ranges_answer_any_value(values):
+    said = args.out_of_range(values)
+    assert said is None or said.endswith(".")
+
+
+def test_resolved_graph_sizes_stand_under_their_flags():
+    config = {
+        "decode": {"backend": "full", "max_bs": 256, "bs": [1, 2]},
+        "prefill": {"backend": "disabled", "max_bs": None, "bs": None},
+    }
+    found = args.by_flag({"cuda_graph_config": config, "cuda_graph_max_bs_decode": None, "page_size": 1})
+    assert found["cuda_graph_max_bs_decode"] == 256 and found["cuda_graph_backend_prefill"] == "disabled"
+    assert found["page_size"] == 1 and "cuda_graph_max_bs_prefill" not in found
+
+
+DIAGNOSES = {
+    "sglang-fp8-kv": (-9, FailureKind.INVALID_CONFIG, "CPU FP8 KV cache requires Intel AMX support."),
+    "sglang-unknown-flag": (2, FailureKind.INVALID_CONFIG, "unrecognized arguments: --bogus-flag 1"),
+    "sglang-cuda-no-room-for-kv": (-9, FailureKind.OUT_OF_MEMORY, "Not enough memory"),
+    "sglang-cuda-oom-capture": (-9, FailureKind.OUT_OF_MEMORY, "CUDA out of memory"),
+    "sglang-cuda-decode-oom": (-9, FailureKind.OUT_OF_MEMORY, "Decode out of memory"),
+}
+
+
+@pytest.mark.parametrize("name", DIAGNOSES)
+def test_a_log_says_why(name):
+    returncode, kind, evidence = DIAGNOSES[name]
+    found = _sglang_log.diagnose((HERE / "logs" / f"{name}.log").read_text(), returncode)
+    assert found is not None and found.kind is kind and found.advice
+    assert any(evidence in line for line in found.evidence)
+    assert not any("Ignore import error" in line for line in found.evidence)
+
+
+def test_a_healthy_log_says_nothing():
+    log = "[2026-11-21 12:50:55] The server is fired up and ready to roll!\n[2026-11-21 12:50:55] Prefill batch, #new-seq: 1\n"
+    assert _sglang_log.diagnose(log, 0) is None
+
+
+def test_an_unexplained_kill_is_not_called_the_configurations_fault():
+    found = _sglang_log.diagnose("[2026-11-21 12:50:55] Prefill batch, #new-seq: 1\n", -9)
+    assert found is not None and found.kind is FailureKind.CRASHED and "outside" in found.evidence[0]
+
+
+@given(st.text())
+def test_any_log_can_be_read(text):
+    _sglang_log.diagnose(text, -9)
+
+
+def winner(**parameters: object) -> Winner:
+    return Winner(
+        study="s",
+        trial=3,
+        engine=told(on_cpu=False).identity(),
+        model="synthetic:nano",
+        model_path="/models/nano",
+        configuration=configuration(),
+        parameters=parameters,
+        interpreter=PYTHON,
+    )
+
+
+def test_the_yaml_has_hyphens_and_only_switches_that_are_on():
+    exporter = exporters.get("sglang_yaml")
+    text = exporter.render(winner(page_size=16, enable_mixed_chunk=True, disable_radix_cache=False, quantization=None))[
+        "sglang.yaml"
+    ]
+    assert "page-size: 16" in text and "enable-mixed-chunk: true" in text
+    assert "disable-radix-cache" not in text and "quantization" not in text and "page_size" not in text
+
+
+installed = pytest.mark.skipif(
+    not PYTHON.exists(), reason="SGLang is not installed here; the line that installs it: make engine-sglang"
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def real(store, monkeypatch) -> SglangEngine:
+    monkeypatch.setenv("AUTOTUNE_STORE", str(store))
+    fixed = {"device": "cpu", "context_length": 1024, "max_total_tokens": 16384}
+    return engine(python=PYTHON, fixed=fixed, start_timeout_s=180)
+
+
+def opened(made: SglangEngine, folder: Path, store: Path, **values: object):
+    here = context(folder).model_copy(update={"cache": store / "cache"})
+    return made.open(made.launch(configuration(**values), here), here)
+
+
+@pytest.mark.engine
+@installed
+def test_the_installed_parser_is_asked(real):
+    identity = real.identity()
+    assert identity.device == "cpu" and identity.version in identity.packages.values()
+    assert len(real.flags()) > 400
+    good, bad, worse = real.preflight(
+        [configuration(page_size=16), configuration(page_size=16, chunked_prefill_size=1000), configuration(schedule_policy="best")]
+    )
+    assert good.refused is None and good.resolved["page_size"] == 16 and good.resolved["cuda_graph_max_bs_decode"]
+    assert "divisible by page_size" in (bad.refused or "") and "invalid choice" in (worse.refused or "")
+
+
+@pytest.mark.engine
+@installed
+def test_the_exported_yaml_is_read_back_by_sglang(real):
+    exporter = exporters.get("sglang_yaml")
+    won = winner(page_size=16, enable_mixed_chunk=True, disable_radix_cache=False, schedule_conservativeness=0.3, device="cpu")
+    assert "own parser" in exporter.prove(exporter.render(won), won)
+    broken = {"sglang.yaml": exporter.render(won)["sglang.yaml"].replace("page-size: 16", "page-size: 32")}
+    with pytest.raises(InvalidInput, match="another value"):
+        exporter.prove(broken, won)
+
+
+@pytest.mark.engine
+@installed
+def test_a_real_server_serves_and_goes_away(real, tmp_path, store):
+    with opened(real, tmp_path, store, page_size=16, enable_mixed_chunk=True) as session:
+        facts = session.wait_ready()
+        assert facts["kv_tokens"] == 16384 and facts["version"] == real.identity().version
+        assert facts["effective"]["page_size"] == 16 and facts["effective"]["max_running_requests"] > 0
+        assert facts["seconds"]["imports"] > 0
+        body = json.dumps({"model": session.model, "prompt": [5, 6, 7] * 20, "max_tokens": 8, "ignore_eos": True}).encode()
+        request = urllib.request.Request(f"{session.endpoint}/v1/completions", body, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert json.load(answer)["usage"]["completion_tokens"] == 8
+        assert session.reset_caches()
+        with urllib.request.urlopen(f"{session.endpoint}/metrics", timeout=10) as answer:
+            assert b"sglang:generation_tokens_total" in answer.read()
+        session.check_alive()
+    assert session.stop().get("survivors") is None
+
+
+@pytest.mark.engine
+@installed
+def test_a_value_that_the_scheduler_refuses_is_an_invalid_configuration(real, tmp_path, store):
+    with opened(real, tmp_path, store, kv_cache_dtype="fp8_e4m3") as session, pytest.raises(TrialFailed) as failure:
+        session.wait_ready()
+    assert failure.value.failed.kind is FailureKind.INVALID_CONFIG
+    assert "FP8 KV cache" in " ".join(failure.value.failed.evidence)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sglang") is not None, reason="SGLang is installed beside the tuner here.")
+def test_a_missing_engine_is_answered_with_the_line_that_installs_it():
+    with pytest.raises(MissingPrerequisite, match="make engine-sglang"):
+        engine(python=Path(sys.executable)).identity()
