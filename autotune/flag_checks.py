@@ -76,11 +76,9 @@ class FlagChecks:
 
     def name(self, name: str, place: Place) -> Iterator[Mistake]:
         """Whether the engine has a flag of that name."""
-        if name.startswith("env.") or name in self.flags:
-            return
         if name in self.space.replaced:
             yield self.text.mistake(place, f"{name!r}: {self.space.replaced[name]}")
-        else:
+        elif not name.startswith("env.") and name not in self.flags:
             problem = f"{self.kind} as installed has no flag for {name!r}."
             yield self.text.mistake(place, problem, nearest=nearest(name, self.flags))
 

@@ -88,23 +88,23 @@ class Selection:
                 return own
             if isinstance(parameter, TupleParameter) and name in parameter.members:
                 return own
+        known = _names(self.file)
+        shared = self.others() if place[1] != "engines" else frozenset()
+        if name in shared:
+            return None
         if name in self.file.replaced:
             self.note(place, f"{name!r}: {self.file.replaced[name]}")
-        elif not self.elsewhere(name):
-            known = [*self.file.parameters, *(p.canonical.name for p in self.file.parameters.values() if p.canonical)]
+        elif shared:
+            problem = f"No engine of the study has a parameter {name!r}."
+            self.note(place, problem, nearest=nearest(name, sorted(known | shared)))
+        else:
             self.note(place, f"The search space of {self.kind} has no parameter {name!r}.", nearest=nearest(name, known))
         return None
 
-    def elsewhere(self, name: str) -> bool:
-        """Whether another engine of the study has a parameter of that name, so that this one may lack it."""
-        others = (str(section.get("kind")) for section in self.study.engine if section.get("kind") != self.kind)
-        for kind in others:
-            if kind in self.shipped:
-                parameters = self.load(kind).parameters
-                canonical = {parameter.canonical.name for parameter in parameters.values() if parameter.canonical}
-                if name in parameters or name in canonical:
-                    return True
-        return False
+    def others(self) -> frozenset[str]:
+        """Names of the study's other engines: what one of them has, this one may lack."""
+        kinds = {str(section.get("kind")) for section in self.study.engine} - {self.kind}
+        return frozenset[str]().union(*(_names(self.load(kind)) for kind in kinds if kind in self.shipped))
 
     def selected(self, place: Place, section: SpaceSection, already: bool) -> dict[str, AnyParameter]:
         """The parameters that a section names, or the file's tuned set where no section names or defines any."""
@@ -205,6 +205,12 @@ class Selection:
                 self.note(place, f"Parameters may not depend on each other in a circle: {' → '.join(circle)}.")
                 break
         return conditions.ordered(chosen)
+
+
+def _names(file: SpaceFile) -> frozenset[str]:
+    """What a parameter of a space file may be called: its own name, the engine-neutral one, a member's."""
+    canonical = {parameter.canonical.name for parameter in file.parameters.values() if parameter.canonical is not None}
+    return conditions.settable(file.parameters) | file.parameters.keys() | canonical
 
 
 def _shorthand(value: Any) -> Any:
