@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from autotune.analysis import Analysis, Candidate, outcome_name, phases, short
 from autotune.effects import Effect
@@ -111,6 +112,27 @@ def hypervolume(analysis: Analysis) -> go.Figure | None:
     return _styled(figure)
 
 
+def panels(analysis: Analysis, metrics: Sequence[str]) -> go.Figure:
+    """A panel per metric over the measured trials, the default's value as a line; one that no trial measured says so."""
+    height = -(-len(metrics) // 2)
+    figure = make_subplots(rows=height, cols=2, subplot_titles=[axis(metric) for metric in metrics])
+    for place, metric in enumerate(metrics):
+        at = {"row": place // 2 + 1, "col": place % 2 + 1}
+        objective, default = analysis.objective(metric), analysis.default_candidate
+        known = [one for one in analysis.candidates if analysis.samples(one, objective)]
+        if not known:
+            # Without a trace the panel has no axes for a note to stand in.
+            figure.add_trace(go.Scatter(x=[None], y=[None], showlegend=False), **at)
+            figure.add_annotation(text="not measured in this study", showarrow=False, x=0.5, y=0.5, **at)
+            continue
+        figure.add_trace(_bars(analysis, known, objective), **at)
+        if default in known:
+            base = analysis.mean(default, objective)
+            figure.add_hline(y=base, line_dash="dash", line_color=COLOURS["default"], **at)
+    figure.update_layout(height=320 * height, title="Each measured configuration; dashed: the engine's default")
+    return _styled(figure)
+
+
 def axis(name: str) -> str:
     """A metric's name with its unit."""
     try:
@@ -123,9 +145,25 @@ def axis(name: str) -> str:
 def _marked(analysis: Analysis) -> dict[str, list[Candidate]]:
     groups: dict[str, list[Candidate]] = {mark: [] for mark in ("infeasible", "beaten", "contender", "member", "default")}
     for one in analysis.candidates:
-        mark = analysis.membership.get(one.trial, "beaten") if one.feasible else "infeasible"
-        groups["default" if one is analysis.default_candidate else mark].append(one)
+        groups[_mark(analysis, one)].append(one)
     return {mark: group for mark, group in groups.items() if group}
+
+
+def _bars(analysis: Analysis, known: Sequence[Candidate], objective: Objective) -> go.Bar:
+    return go.Bar(
+        x=[str(one.trial) for one in known],
+        y=[analysis.mean(one, objective) for one in known],
+        marker_color=[COLOURS[_mark(analysis, one)] for one in known],
+        hovertext=[_hover(analysis, one) for one in known],
+        hoverinfo="text+y",
+        showlegend=False,
+    )
+
+
+def _mark(analysis: Analysis, one: Candidate) -> str:
+    if one is analysis.default_candidate:
+        return "default"
+    return analysis.membership.get(one.trial, "beaten") if one.feasible else "infeasible"
 
 
 def _points(analysis: Analysis, mark: str, group: Sequence[Candidate], across: Objective | None, up: Objective) -> go.Scatter:

@@ -156,6 +156,7 @@ def test_sending_again_with_the_acknowledgements_lost_adds_nothing(store, small_
     assert len(history) == 2
 
 
+@pytest.mark.slow
 def test_a_sender_killed_at_any_moment_loses_and_doubles_nothing(store, small_study, monkeypatch):
     monkeypatch.setattr("autotune.tracking._RESTART_S", 0.0)
     tracker = Tracker(store, small_study)
@@ -173,6 +174,7 @@ def test_a_sender_killed_at_any_moment_loses_and_doubles_nothing(store, small_st
     assert_each_trial_stands_once(default_uri(store))
 
 
+@pytest.mark.slow
 def test_a_fresh_study_of_the_same_name_is_another_parent(store, small_study, make_record):
     send(store, small_study)
     with Ledger(store / "small", (store / "small" / "study.yaml").read_text(), "digest", fresh=True) as ledger:

@@ -37,7 +37,8 @@ def default_uri(store: Path) -> str:
 def ui_command(store: Path, uri: str | None = None, port: int = 5000) -> tuple[str, ...]:
     """The command that opens MLflow on a store; for a tracking server of one's own its address is enough."""
     where = uri or default_uri(store)
-    return (sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", where, "--host", "127.0.0.1", "--port", str(port))
+    address = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")
+    return (sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", where, *address)
 
 
 def _safe(otherwise: Any) -> Callable[[Method], Method]:
