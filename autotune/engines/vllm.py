@@ -13,7 +13,7 @@ from autotune import gpu, models, process, synthetic
 from autotune.engines import _flags, _vllm_log
 from autotune.engines._environment import interpreter
 from autotune.engines._server import ServingSession
-from autotune.engines.base import Context, Diagnosis, Engine, Flag, Identity, Launch, Session, Verdict
+from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Session, Verdict
 from autotune.errors import AutotuneError, MissingPrerequisite, Mistake
 from autotune.feasibility.memory import MemoryModel, ModelShape
 from autotune.secrets import is_secret_name
@@ -45,8 +45,18 @@ print(json.dumps({"packages": found, "python": sys.version.split()[0]}))
 """
 
 
+class VllmOptions(EngineOptions):
+    """The engine section of a study that tunes vLLM."""
+
+    fork: bool | None = None
+    """Fork the engine's processes instead of starting each with imports of its own; by default on a CPU only."""
+
+
 class VllmEngine(Engine):
     """The engine of kind `vllm`."""
+
+    Options = VllmOptions
+    options: VllmOptions
 
     kind = "vllm"
     serves = "http"
@@ -189,7 +199,8 @@ class VllmEngine(Engine):
             "TRITON_CACHE_DIR": str(caches / "triton"),
             "FLASHINFER_WORKSPACE_BASE": str(caches),
             **({"HF_HUB_OFFLINE": "1"} if self._local else {}),
-            **({} if self.on_cpu else gpu.visible(context.gpus)),
+            **(_CPU if self.on_cpu else gpu.visible(context.gpus)),
+            "AUTOTUNE_FORK": str(int(self.on_cpu if self.options.fork is None else self.options.fork)),
         }
 
     def open(self, launch: Launch, context: Context) -> Session:
@@ -225,6 +236,8 @@ class VllmEngine(Engine):
         return math.prod(int(size) for size in sizes)
 
 
+_CPU = {"VLLM_USE_AOT_COMPILE": "0"}
+"""The CPU build of 0.32 cannot load the compiled functions that it saves, and compiles anew; Inductor's own cache works."""
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
 
 engine = VllmEngine
