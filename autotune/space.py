@@ -178,12 +178,18 @@ class Space:
         return found
 
     def forbidden(self, configuration: Configuration, facts: Mapping[str, Value] | None = None) -> Rule | None:
-        """The first rule that forbids a configuration. `facts` are values the rules may read beside the parameters."""
+        """The first rule that forbids a configuration.
+
+        `facts` are values the rules may read beside the parameters: what the engine resolved for its default. A rule that
+        holds for those alone says nothing about a configuration, since the engine does run its default.
+        """
         space = self.engines.get(configuration.engine)
         if space is None:
             return None
-        values = {**(facts or {}), **space.fixed, **configuration.values}
-        return next((rule for rule in space.forbid if rule.expression.holds(values)), None)
+        given = {**(facts or {}), **space.fixed}
+        values = {**given, **configuration.values}
+        broken = (rule for rule in space.forbid if rule.expression.holds(values))
+        return next((rule for rule in broken if not (facts and rule.expression.holds(given))), None)
 
     def size(self) -> float:
         """How many points there are; infinite with a continuous parameter. Conditions are ignored."""

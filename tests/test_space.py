@@ -102,6 +102,12 @@ def test_forbid_rules_apply_and_carry_their_reason():
     assert ONE.forbidden(Configuration(engine="vllm")) is None
 
 
+def test_a_rule_that_holds_for_the_default_itself_forbids_nothing():
+    facts = {"max_num_batched_tokens": 512, "max_num_seqs": 1024}
+    assert ONE.forbidden(Configuration(engine="vllm", values={"block_size": 32}), facts) is None
+    assert ONE.forbidden(Configuration(engine="vllm", values={"max_num_seqs": 1024}), {"max_num_batched_tokens": 512, "max_num_seqs": 8})
+
+
 def test_the_default_outside_the_space_has_no_point():
     resolved = {**ONE.decode(drawn(ONE, 3)).values}
     assert ONE.encode(Configuration(engine="vllm"), resolved) is not None
