@@ -11,7 +11,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pydantic import Field
 
 from autotune import gpu, models, process
 from autotune.engines import _learner_model
+from autotune.engines._training_log import death
 from autotune.engines.base import Context, Diagnosis, EngineOptions, Launch, Step, TrainingSession
 from autotune.errors import Mistake, NotFound
 from autotune.logs import LogReader, tail
@@ -214,48 +215,6 @@ class LaunchedTraining(TrainingSession):
         for folder in (self._context.scratch, *self._dialect.leftovers):
             shutil.rmtree(folder, ignore_errors=True)
         return {"seconds": report.seconds, "returncode": report.returncode, "killed": report.killed, "survivors": report.survivors}
-
-
-def death(log: Path, returncode: int | None, phase: Phase, diagnose: Callable[[str, int | None], Diagnosis | None]) -> TrialFailed:
-    """What a trainer that ended by itself, or hangs (`returncode` None), died of."""
-    lines = tail(log, 200)
-    found = diagnose("\n".join(lines), returncode)
-    if found is None:
-        how = "The trainer hangs." if returncode is None else f"The trainer ended with status {returncode}."
-        # Nobody but the kernel kills a trainer that this session has not stopped.
-        if returncode == -9:
-            return TrialFailed(
-                FailureKind.OUT_OF_MEMORY, phase, f"{how} Something, most likely the kernel, killed it.", *lines[-2:]
-            )
-        evidence = (how, *lines[-3:])
-        return TrialFailed(FailureKind.CRASHED, phase, *evidence, advice=f"Read {log}.")
-    # The same exception that refuses an argument before training is an ordinary crash once steps were made.
-    late = found.kind is FailureKind.INVALID_CONFIG and phase is Phase.MEASURE
-    return TrialFailed(FailureKind.CRASHED if late else found.kind, phase, *found.evidence, advice=found.advice)
-
-
-_OUT_OF_MEMORY = re.compile(
-    r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator: can't allocate|std::bad_alloc"
-    r"|^MemoryError|less than desired GPU memory utilization|No available memory for the cache blocks"
-    r"|Workers .* were killed due to the node running low on memory|ray\.exceptions\.OutOfMemoryError",
-    re.MULTILINE,
-)
-_EXCEPTION = re.compile(r"^(?:\([^)]*\)\s*)?([A-Za-z_][\w.]*(?:Error|Exception|Exit)): (.*)$")
-
-
-def diagnose(log: str, refusals: Sequence[str]) -> Diagnosis | None:
-    """What both frameworks die of in the same words; `refusals` are exception names that mean a refused argument."""
-    lines = log.splitlines()
-    memory = [line.strip() for line in lines if _OUT_OF_MEMORY.search(line)]
-    if memory:
-        return Diagnosis(kind=FailureKind.OUT_OF_MEMORY, evidence=(memory[-1][:400],), advice="")
-    raised = [match for line in lines if (match := _EXCEPTION.match(line.strip()))]
-    if not raised:
-        return None
-    name, message = raised[-1][1].rpartition(".")[2], raised[-1][0]
-    kind = FailureKind.INVALID_CONFIG if name in refusals else FailureKind.CRASHED
-    advice = "Change or forbid this combination of parameters." if kind is FailureKind.INVALID_CONFIG else "Read the trial's log."
-    return Diagnosis(kind=kind, evidence=(message.strip()[:400],), advice=advice)
 
 
 def finite(metrics: Mapping[str, float | None]) -> dict[str, float]:

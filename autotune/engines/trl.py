@@ -16,17 +16,8 @@ from pydantic import model_validator
 
 from autotune import gpu, process
 from autotune.engines import _environment, _learner_model
-from autotune.engines._training import (
-    FIRST_STEPS,
-    Begin,
-    Dialect,
-    LaunchedTraining,
-    TrainingOptions,
-    diagnose,
-    faults,
-    finite,
-    missing_file,
-)
+from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions, faults, finite, missing_file
+from autotune.engines._training_log import diagnose
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Serves, Session, Step, Verdict
 from autotune.errors import AutotuneError, Mistake
 from autotune.trial import Configuration, Value

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,18 +18,11 @@ from pydantic import Field, model_validator
 
 from autotune import gpu, process
 from autotune.engines import _environment, _learner_model
-from autotune.engines._training import (
-    FIRST_STEPS,
-    Begin,
-    Dialect,
-    LaunchedTraining,
-    TrainingOptions,
-    diagnose,
-    faults,
-    finite,
-    missing_file,
-)
-from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Identity, Launch, Serves, Session, Step, Verdict
+from autotune.engines._training import FIRST_STEPS, Dialect, LaunchedTraining, TrainingOptions, faults, missing_file
+from autotune.engines._training_log import diagnose
+from autotune.engines._verl_hydra import A, override
+from autotune.engines._verl_steps import reader, samples_per_step
+from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Identity, Launch, Serves, Session, Verdict
 from autotune.errors import AutotuneError, Mistake
 from autotune.trial import Configuration, Value
 
@@ -38,19 +30,12 @@ HERE = Path(__file__).parent
 CPU_FOLDER = HERE / "_verl_cpu"
 TRIAL_FOLDER = HERE / "_verl"
 PACKAGES = ("verl", "torch", "transformers", "ray", "tensordict", "vllm", "sglang", "flash-attn", "liger-kernel")
-A = "actor_rollout_ref"
 FAMILY = "llama"
 """Architecture of the synthetic model: for Qwen3 verl wants tokens of Qwen's own tokenizer."""
 _REFUSALS = (
     "ValueError", "AssertionError", "NotImplementedError", "InstantiationException", "ConfigCompositionException", "TypeError",
     "ConfigAttributeError", "ValidationError", "MissingMandatoryValue", "ImportError", "ModuleNotFoundError",
 )  # fmt: skip
-_ABSENT_FROM_YAML = (
-    "ray_kwargs.ray_init.", f"{A}.model.override_config.", f"{A}.rollout.engine_kwargs.vllm.", f"{A}.rollout.engine_kwargs.sglang.",
-    f"{A}.rollout.enable_sleep_mode", f"{A}.actor.fsdp_config.mixed_precision.", "critic.model.override_config.",
-)  # fmt: skip
-"""Keys that verl reads but its own files do not list; Hydra takes them only with `++`."""
-
 _OURS: Mapping[str, Value] = {
     "trainer.logger": ["console", "file"],
     "trainer.resume_mode": "disable",
@@ -95,28 +80,6 @@ _ON_CPU: Mapping[str, Value] = {
     "ray_kwargs.ray_init.include_dashboard": False,
     "ray_kwargs.ray_init.object_store_memory": 200_000_000,
 }
-
-_METRICS: Mapping[str, tuple[str, ...]] = {
-    "step_s": ("timing_s/step", "perf/time_per_step"),
-    "generate_s": ("timing_s/gen",),
-    "reward_s": ("timing_s/reward",),
-    "weight_sync_s": ("timing_s/update_weights",),
-    "reward": ("critic/score/mean", "critic/rewards/mean"),
-    "kl": ("actor/kl_loss", "actor/reward_kl_penalty"),
-    "loss": ("actor/pg_loss", "actor/loss"),
-    "entropy": ("actor/entropy",),
-    "grad_norm": ("actor/grad_norm",),
-    "clip_ratio": ("actor/pg_clipfrac",),
-    "response_tokens": ("response_length/mean",),
-    "truncated_ratio": ("response_length/clip_ratio",),
-    "trainer_memory_gib": ("actor/perf/max_memory_allocated_gb", "perf/max_memory_allocated_gb"),
-}
-"""Autotune's metric → verl's, the first that is reported. critic/score is the reward before a KL penalty."""
-_SUMS: Mapping[str, tuple[str, ...]] = {
-    "log_prob_s": ("timing_s/old_log_prob", "timing_s/ref", "timing_s/values"),
-    "update_s": ("timing_s/update_actor", "timing_s/update_critic"),
-}
-_MUST_BE_FINITE = ("loss", "grad_norm", "reward", "kl", "entropy")
 
 
 def _reward(place: str) -> dict[str, Value]:
@@ -271,70 +234,6 @@ FATAL = (
     r"ray\.exceptions\.\w*(?:RayTaskError|ActorDiedError|ActorUnavailableError)|EngineDeadError|Error executing job with overrides"
 )
 """After one of these verl's driver can hang for minutes, or for good, instead of ending."""
-
-
-_BARE = re.compile(r"(?!(?:true|false|null|inf|nan)$)[A-Za-z_/][\w./-]*", re.IGNORECASE)
-"""Strings that Hydra's grammar reads as they stand; all others are quoted."""
-
-
-def override(name: str, value: Value) -> str:
-    """One Hydra override."""
-    prefix = "++" if name.startswith(_ABSENT_FROM_YAML) else ""
-    return f"{prefix}{name}={hydra(value)}"
-
-
-def hydra(value: Value) -> str:
-    """A value in Hydra's override grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{hydra(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(hydra, value)) + "]"
-    if isinstance(value, str) and _BARE.fullmatch(value):
-        return value
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def samples_per_step(argv: Sequence[str]) -> int:
-    """Answers trained on in one step: prompts times answers to each, verl's defaults where the launch says nothing."""
-    asked = dict(part.lstrip("+").split("=", 1) for part in argv if "=" in part)
-    return int(asked.get("data.train_batch_size", 1024)) * int(asked.get(f"{A}.rollout.n", 1))
-
-
-def reader(samples: int) -> Callable[[Mapping[str, Any]], Step | Begin | None]:
-    """Reads one line of verl's file logger."""
-
-    def read(record: Mapping[str, Any]) -> Step | None:
-        data: Mapping[str, Any] = record.get("data", {})
-        metrics: dict[str, float | None] = {
-            name: next((float(data[theirs]) for theirs in names if theirs in data), None) for name, names in _METRICS.items()
-        }
-        seconds = metrics["step_s"]
-        if seconds is None:
-            return None
-        for name, parts in _SUMS.items():
-            known = [float(data[part]) for part in parts if part in data]
-            metrics[name] = sum(known) if known else None
-        tokens = data.get("perf/total_num_tokens")
-        metrics |= {"sps": samples / seconds, "fresh_sps": samples / seconds}
-        metrics["train_tokens_per_s"] = None if tokens is None else tokens / seconds
-        kept = finite(metrics)
-        broken = tuple(name for name in _MUST_BE_FINITE if metrics.get(name) is not None and name not in kept)
-        return Step(
-            number=int(record["step"]),
-            metrics=kept,
-            samples=samples,
-            fresh_samples=samples,
-            tokens=None if tokens is None else int(tokens),
-            broken=broken,
-        )
-
-    return read
 
 
 def reseed(launch: Launch, seed: int) -> Launch:

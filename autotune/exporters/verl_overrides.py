@@ -12,7 +12,8 @@ import yaml
 
 from autotune import engines
 from autotune.engines._learner_model import FOLDER
-from autotune.engines.verl import CPU_FOLDER, TRIAL_FOLDER, override
+from autotune.engines._verl_hydra import override
+from autotune.engines.verl import CPU_FOLDER, TRIAL_FOLDER
 from autotune.errors import InvalidInput, Mistake
 from autotune.exporters.base import Exporter, Winner
 from autotune.trial import Value

@@ -11,26 +11,17 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, linear_regression
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from autotune.engines.base import Context, Serves, Session, Step, TrainingSession
-from autotune.trial import FailureKind, Measurement, Phase, Row, Scalar, TrialFailed
+from autotune.trial import FailureKind, Measurement, Phase, Scalar, TrialFailed
 from autotune.workloads._progress import StopWhen, lost
+from autotune.workloads._training_table import METRICS, table
 from autotune.workloads.base import Progress, Workload, WorkloadOptions
 
 _POLL_S = 0.1
-_PER_STEP_MEANS = (
-    "step_s", "generate_s", "log_prob_s", "reward_s", "update_s", "weight_sync_s", "response_tokens", "truncated_ratio",
-    "validity_rate", "rollout_hit_rate", "zero_std_ratio", "clip_ratio",
-)  # fmt: skip
-"""Totals that are means over the measured steps."""
-_AT_THE_END = ("reward", "reward_std", "kl", "loss", "entropy", "grad_norm", "preference_accuracy", "preference_margin")
-"""Totals that are means over the last fifth of the steps that report them: where the run has got to."""
-_HIGHEST = ("trainer_memory_gib",)
-_RATES = ("sps", "fresh_sps", "train_tokens_per_s")
 SHORT_STEPS = 30
 """Up to here a trial shows speed and memory only (the guides' 10 to 30 steps)."""
 
@@ -86,9 +77,7 @@ class Training(Workload):
         return tuple({"step": first + offset} for offset in range(self.options.steps or 0))
 
     def metrics(self) -> frozenset[str]:
-        return frozenset(
-            (*_PER_STEP_MEANS, *_AT_THE_END, *_HIGHEST, *_RATES, "reward_slope", "peak_memory_gib", "peak_gpu_memory_gib")
-        )
+        return METRICS | {"peak_memory_gib", "peak_gpu_memory_gib", "energy_joule", "gpu_utilization", "start_s"}
 
     def expected_seconds(self) -> float:
         return self.options.deadline_s * max(1, len(self.options.seeds))
@@ -177,50 +166,6 @@ class _Watch:
         made = f"{len(self.steps)} steps were measured after {len(self.warm_up)} of warm-up."
         phase = Phase.MEASURE if self.steps else Phase.WARM_UP
         return TrialFailed(kind, phase, why, made, advice=advice, partial=self.partial())
-
-
-def table(runs: Mapping[int, Sequence[Step]], resources: Mapping[str, float]) -> Measurement:
-    """Rows of every measured step of every seed, and totals: each seed's own, then their mean."""
-    many = len(runs) > 1
-    rows = tuple(
-        Row(level={"seed": seed, "step": step.number} if many else {"step": step.number}, metrics=step.metrics)
-        for seed, steps in runs.items()
-        for step in steps
-    )
-    of_seeds = {seed: totals(steps) for seed, steps in runs.items()}
-    shared = frozenset.intersection(*(frozenset(one) for one in of_seeds.values()))
-    means = {name: fmean(one[name] for one in of_seeds.values()) for name in sorted(shared)}
-    facts = {"seeds": {str(seed): dict(one) for seed, one in of_seeds.items()}} if many else {}
-    window = sum(step.metrics["step_s"] for steps in runs.values() for step in steps)
-    return Measurement(rows=rows, totals={**means, **resources}, facts={**facts, "window_s": window})
-
-
-def totals(steps: Sequence[Step]) -> dict[str, float]:
-    """One run's totals. Rates are sums over sums, so a short fast step does not weigh as much as a long one."""
-    found: dict[str, float] = {}
-    seconds = sum(step.metrics["step_s"] for step in steps)
-    counts: dict[str, list[int | None]] = {
-        "sps": [step.samples for step in steps],
-        "fresh_sps": [step.fresh_samples for step in steps],
-        "train_tokens_per_s": [step.tokens for step in steps],
-    }
-    for name, values in counts.items():
-        known = [value for value in values if value is not None]
-        if len(known) == len(steps):
-            found[name] = sum(known) / seconds
-    found |= {name: fmean(gathered) for name in _PER_STEP_MEANS if (gathered := _present(steps, name))}
-    found |= {name: max(gathered) for name in _HIGHEST if (gathered := _present(steps, name))}
-    for name in _AT_THE_END:
-        if reported := _present(steps, name):
-            found[name] = fmean(reported[-max(1, len(reported) // 5) :])
-    rewards = [(step.number, step.metrics["reward"]) for step in steps if "reward" in step.metrics]
-    if len(rewards) >= 3:
-        found["reward_slope"] = linear_regression(*zip(*rewards, strict=True)).slope
-    return found
-
-
-def _present(steps: Sequence[Step], metric: str) -> list[float]:
-    return [step.metrics[metric] for step in steps if metric in step.metrics]
 
 
 def cautions(options: TrainingOptions, roles: Mapping[str, str]) -> tuple[str, ...]:

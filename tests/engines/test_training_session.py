@@ -6,7 +6,8 @@ import time
 import pytest
 
 from autotune import process
-from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions, diagnose
+from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions
+from autotune.engines._training_log import diagnose
 from autotune.engines.base import Context, Launch, Step
 from autotune.trial import FailureKind, Phase, TrialFailed
 

@@ -9,8 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from autotune import engines, process, spaces, workloads
+from autotune.engines._verl_hydra import A, hydra, override
+from autotune.engines._verl_steps import reader, samples_per_step
 from autotune.engines.base import Context
-from autotune.engines.verl import A, hydra, override, ray_folder, reader, reseed, samples_per_step
+from autotune.engines.verl import ray_folder, reseed
 from autotune.evaluate import evaluate
 from autotune.space import EngineSpace, Space
 from autotune.trial import Configuration, FailureKind, Measured, Origin, TrialJob

@@ -7,8 +7,8 @@ import yaml
 
 from autotune import exporters, process
 from autotune.engines import _learner_model
+from autotune.engines._verl_hydra import A
 from autotune.engines.base import Identity
-from autotune.engines.verl import A
 from autotune.errors import InvalidInput
 from autotune.exporters.base import Figure, Winner
 from autotune.trial import Configuration

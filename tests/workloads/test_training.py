@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from autotune.engines.base import Context, Step, TrainingSession
 from autotune.trial import FailureKind, Phase, TrialFailed
 from autotune.workloads._progress import StopWhen, lost
-from autotune.workloads.training import Training, TrainingOptions, cautions, totals
+from autotune.workloads._training_table import totals
+from autotune.workloads.training import Training, TrainingOptions, cautions
 
 
 def step(number, reward=0.5, step_s=1.0, samples=8, fresh=8, tokens=80, broken=(), **metrics):

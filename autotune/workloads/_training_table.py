@@ -1,0 +1,65 @@
+"""A training run's steps as a measurement: rows, and totals over them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, linear_regression
+
+from autotune.engines.base import Step
+from autotune.trial import Measurement, Row
+
+_PER_STEP_MEANS = (
+    "step_s", "generate_s", "log_prob_s", "reward_s", "update_s", "weight_sync_s", "response_tokens", "truncated_ratio",
+    "validity_rate", "rollout_hit_rate", "zero_std_ratio", "clip_ratio",
+)  # fmt: skip
+"""Totals that are means over the measured steps."""
+_AT_THE_END = ("reward", "reward_std", "kl", "loss", "entropy", "grad_norm", "preference_accuracy", "preference_margin")
+"""Totals that are means over the last fifth of the steps that report them: where the run has got to."""
+_HIGHEST = ("trainer_memory_gib",)
+_RATES = ("sps", "fresh_sps", "train_tokens_per_s")
+METRICS = frozenset((*_PER_STEP_MEANS, *_AT_THE_END, *_HIGHEST, *_RATES, "reward_slope"))
+"""Everything that rows and totals can hold."""
+
+
+def table(runs: Mapping[int, Sequence[Step]], resources: Mapping[str, float]) -> Measurement:
+    """Rows of every measured step of every seed, and totals: each seed's own, then their mean."""
+    many = len(runs) > 1
+    rows = tuple(
+        Row(level={"seed": seed, "step": step.number} if many else {"step": step.number}, metrics=step.metrics)
+        for seed, steps in runs.items()
+        for step in steps
+    )
+    of_seeds = {seed: totals(steps) for seed, steps in runs.items()}
+    shared = frozenset.intersection(*(frozenset(one) for one in of_seeds.values()))
+    means = {name: fmean(one[name] for one in of_seeds.values()) for name in sorted(shared)}
+    facts = {"seeds": {str(seed): dict(one) for seed, one in of_seeds.items()}} if many else {}
+    window = sum(step.metrics["step_s"] for steps in runs.values() for step in steps)
+    return Measurement(rows=rows, totals={**means, **resources}, facts={**facts, "window_s": window})
+
+
+def totals(steps: Sequence[Step]) -> dict[str, float]:
+    """One run's totals. Rates are sums over sums, so a short fast step does not weigh as much as a long one."""
+    found: dict[str, float] = {}
+    seconds = sum(step.metrics["step_s"] for step in steps)
+    counts: dict[str, list[int | None]] = {
+        "sps": [step.samples for step in steps],
+        "fresh_sps": [step.fresh_samples for step in steps],
+        "train_tokens_per_s": [step.tokens for step in steps],
+    }
+    for name, values in counts.items():
+        known = [value for value in values if value is not None]
+        if len(known) == len(steps):
+            found[name] = sum(known) / seconds
+    found |= {name: fmean(gathered) for name in _PER_STEP_MEANS if (gathered := _present(steps, name))}
+    found |= {name: max(gathered) for name in _HIGHEST if (gathered := _present(steps, name))}
+    for name in _AT_THE_END:
+        if reported := _present(steps, name):
+            found[name] = fmean(reported[-max(1, len(reported) // 5) :])
+    rewards = [(step.number, step.metrics["reward"]) for step in steps if "reward" in step.metrics]
+    if len(rewards) >= 3:
+        found["reward_slope"] = linear_regression(*zip(*rewards, strict=True)).slope
+    return found
+
+
+def _present(steps: Sequence[Step], metric: str) -> list[float]:
+    return [step.metrics[metric] for step in steps if metric in step.metrics]
