@@ -1,8 +1,8 @@
 """The whole workload against a real server process whose truth is known, and every way in which a server can fail it."""
 
-import importlib.util
 import json
-import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from autotune.workloads._load.crew import Crew
 from autotune.workloads._load.requests import read_log
 from autotune.workloads.http import HttpOptions, HttpWorkload
 
-_spec = importlib.util.spec_from_file_location("mock_support", Path(__file__).with_name("mock.py"))
-mock = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(mock)
-serving, context = mock.serving, mock.context
+TESTS = Path(__file__).parents[1]
+for folder in (TESTS / "fakes", TESTS / "contracts"):
+    sys.path.insert(0, str(folder))
+
+from mock_openai import context, serving  # noqa: E402
+from workload import WorkloadContract  # noqa: E402
 
 FAST = ("--ttft-ms", 20, "--itl-ms", 5)
 WINDOW = {"warm_up_s": 1.0, "measure_s": 1.0, "deadline_s": 2.0}
@@ -39,6 +41,21 @@ def nothing_left():
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+class TestContract(WorkloadContract):
+    @pytest.fixture
+    def workload(self):
+        return HttpWorkload(options(load=[{"concurrency": 4}, {"request_rate": 30}], window={**WINDOW, "measure_s": 0.6}))
+
+    @pytest.fixture
+    def session(self):
+        with serving(*FAST) as session:
+            yield session
+
+    @pytest.fixture
+    def context(self, tmp_path):
+        return context(tmp_path)
 
 
 def test_it_sees_what_the_server_does(tmp_path):
@@ -182,12 +199,8 @@ def test_clients_carry_the_tag_and_die_with_the_driver(tmp_path):
         "import os, time; from autotune.workloads._load.crew import Crew; crew = Crew(1, 'tag').__enter__(); "
         "print(crew._workers[0].pid, flush=True); os.kill(os.getpid(), 9)"
     )
-    import subprocess
-    import sys
-
     told = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True, check=False).stdout
     until = time.monotonic() + 5
     while psutil.pid_exists(int(told)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not psutil.pid_exists(int(told)) or psutil.Process(int(told)).status() == psutil.STATUS_ZOMBIE
-    assert os.getpid()
