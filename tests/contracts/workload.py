@@ -1,4 +1,4 @@
-"""What every workload must do. A test module inherits `WorkloadContract` and gives it three fixtures: workload, session, context."""
+"""What every workload must do. A test module inherits `WorkloadContract` and gives it the fixtures it asks for."""
 
 import pytest
 from pydantic import ValidationError
