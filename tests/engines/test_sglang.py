@@ -300,10 +300,18 @@ def test_the_installed_parser_is_asked(real):
 def test_the_exported_yaml_is_read_back_by_sglang(real):
     exporter = exporters.get("sglang_yaml")
     won = winner(page_size=16, enable_mixed_chunk=True, disable_radix_cache=False, schedule_conservativeness=0.3, device="cpu")
-    assert "own parser" in exporter.prove(exporter.render(won), won)
+    assert "5 parameters" in exporter.prove(exporter.render(won), won)
     broken = {"sglang.yaml": exporter.render(won)["sglang.yaml"].replace("page-size: 16", "page-size: 32")}
     with pytest.raises(InvalidInput, match="another value"):
         exporter.prove(broken, won)
+
+
+@pytest.mark.engine
+@installed
+def test_the_exported_shell_line_is_read_back_by_sglang(real):
+    exporter = exporters.get("shell")
+    won = winner(page_size=16, enable_mixed_chunk=True, chunked_prefill_size=-1, cuda_graph_bs_decode=[1, 2], device="cpu")
+    assert "5 parameters" in exporter.prove(exporter.render(won), won)
 
 
 @pytest.mark.engine
