@@ -79,12 +79,9 @@ def fronts(points: Sequence[Point], directions: Sequence[Direction]) -> tuple[tu
 
 def noisy_front(points: Sequence[Sequence[Interval]], directions: Sequence[Direction]) -> NoisyFront:
     """The front of points with intervals, with those that noise may have pushed off it."""
-    members = front([[cell.estimate for cell in point] for point in points], directions)
-    contenders = tuple(
-        index
-        for index in range(len(points))
-        if index not in members and not any(_beats(points[other], points[index], directions) for other in range(len(points)))
-    )
+    table = losses([[cell.estimate for cell in point] for point in points], directions)
+    members = _front_of(table)
+    contenders = tuple(index for index in sorted(set(range(len(points))) - set(members)) if not _beaten(index, points, table))
     shown = members + contenders
     ties = {index: tuple(other for other in shown if other != index and tied(points[index], points[other])) for index in shown}
     return NoisyFront(members, contenders, ties)
@@ -184,13 +181,14 @@ def _pruned(table: Losses) -> Losses:
     return unique[list(_front_of(unique))]
 
 
-def _beats(first: Sequence[Interval], second: Sequence[Interval], directions: Sequence[Direction]) -> bool:
-    """Domination by value with at least one objective in which the intervals do not overlap.
+def _beaten(index: int, points: Sequence[Sequence[Interval]], table: Losses) -> bool:
+    """Whether a point dominates this one by value, with at least one objective in which the intervals do not overlap.
 
-    Being part of domination it has no cycles, which interval comparison alone has from three objectives on.
+    Being part of domination the relation has no cycles, which interval comparison alone has from three objectives on.
     """
-    by_value = dominates([cell.estimate for cell in first], [cell.estimate for cell in second], directions)
-    return by_value and not tied(first, second)
+    row = table[index]
+    better = np.flatnonzero(np.all(table <= row, axis=1) & np.any(table < row, axis=1))
+    return not all(tied(points[other], points[index]) for other in better)
 
 
 def _volume(table: Losses, limit: Losses) -> float:
