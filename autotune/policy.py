@@ -13,29 +13,21 @@ from autotune.plan import Plan
 from autotune.search import warm_start
 from autotune.search.driver import Driver, First, Prior
 from autotune.search.prior import Roofline, pick
-from autotune.search.warm_start import Offer
 from autotune.trial import Configuration, Origin
 
-WARM_START = "warm-start"
-"""The ledger's note of what earlier studies offered when this one began: a resumed study must not choose anew."""
+FIRST = "first"
+"""The ledger's note of the first trials, so that a resumed study keeps those it began with."""
 
 
 def driver(plan: Plan, ledger: Ledger, cold: bool, say: Callable[[str], None]) -> Driver:
-    """The driver of a study that begins or goes on."""
-    study = plan.study
+    """The study's driver, knowing nothing yet of what the ledger holds. Raises InvalidInput, MissingPrerequisite."""
     rungs = ladder(plan)
-    taken = offers(plan, ledger, cold)
-    if taken and not ledger.records:
-        say(f"Tries first what did well in related studies: {', '.join(map(str, taken))}.")
     return Driver(
         plan.space,
-        [objective.direction for objective in study.objectives],
-        [constraint.name for constraint in study.constraints],
-        study.search,
-        first=[
-            *(First(configuration=offer.configuration, origin=Origin.WARM_START) for offer in taken),
-            *(First(configuration=configuration) for configuration in plan.first),
-        ],
+        [objective.direction for objective in plan.study.objectives],
+        [constraint.name for constraint in plan.study.constraints],
+        plan.study.search,
+        first=first_trials(plan, ledger, cold, say),
         resolved=plan.resolved,
         feasible=rungs.feasible,
         learn=rungs.learn,
@@ -44,25 +36,32 @@ def driver(plan: Plan, ledger: Ledger, cold: bool, say: Callable[[str], None]) -
 
 
 def ladder(plan: Plan) -> Ladder:
-    """What the plan's engines, models and machine are known to be unable to do."""
+    """What may be cut before a launch, as far as each engine's model and this machine are known."""
     devices = None if plan.study.executor.kind == "ray" else len(gpu.devices()) or None
     known: dict[str, Known] = {}
     for kind, engine in plan.engines.items():
         resolved = plan.resolved.get(kind, {})
-        facts = models.facts(engine.options.model)
-        known[kind] = Known(resolved, facts, engine.memory_model(resolved), devices)
+        known[kind] = Known(
+            resolved=resolved,
+            model=models.facts(engine.options.model),
+            memory=engine.memory_model(resolved),
+            gpus=devices if engine.gpus_needed(Configuration(engine=kind)) else None,
+        )
     return Ladder(plan.space, known)
 
 
-def offers(plan: Plan, ledger: Ledger, cold: bool) -> list[Offer]:
-    """What related studies offer, as noted when this study began."""
-    noted = [note.payload["offers"] for note in ledger.notes if note.kind == WARM_START]
-    if noted:
-        return [Offer.model_validate(offer) for offer in noted[-1]]
-    found: list[Offer] = []
+def first_trials(plan: Plan, ledger: Ledger, cold: bool, say: Callable[[str], None]) -> list[First]:
+    """Fronts of related studies, then the user's configurations; decided once for a study and its space."""
+    for note in reversed(ledger.notes):
+        if note.kind == FIRST and note.payload["space"] == plan.space.digest:
+            return [First.model_validate(first) for first in note.payload["trials"]]
+    found: list[First] = []
     if plan.study.search.warm_start and not cold and not ledger.records:
-        found = warm_start.offers(plan.store, plan.study, plan.identities, plan.space, plan.resolved)
-    ledger.note(WARM_START, {"offers": [offer.model_dump(mode="json") for offer in found]})
+        for offer in warm_start.offers(plan.store, plan.study, plan.identities, plan.space, plan.resolved):
+            say(f"A related study offers a first trial: {offer}.")
+            found.append(First(configuration=offer.configuration, origin=Origin.WARM_START))
+    found += [First(configuration=configuration, origin=Origin.USER) for configuration in plan.first]
+    ledger.note(FIRST, {"space": plan.space.digest, "trials": [first.model_dump(mode="json") for first in found]})
     return found
 
 

@@ -57,6 +57,9 @@ class Search(Frozen):
     sampler: str = "auto"
     """`auto`, `tpe`, `gp`, `random`, `grid`, `nsga2`, or `package.module:Class`."""
     strategy: Literal["joint", "staged"] = "joint"
+    """`joint` varies everything at once; `staged` one group of parameters after the other, each freezing its winner."""
+    stages: tuple[tuple[str, ...], ...] = ()
+    """The groups of `staged`, by the engine's parameter names; what they leave out follows one by one."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     startup_trials: int = Field(default=10, ge=0)
     """Random configurations before the sampler's model is trusted."""

@@ -9,6 +9,7 @@ trials finished.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from autotune.feasibility.cut import Cut
 from autotune.score import Direction, Score
 from autotune.search import grid, samplers
 from autotune.search.history import History, Told
+from autotune.search.staged import Stages
 from autotune.space import Point, Space
 from autotune.study import Search
 from autotune.trial import Configuration, Failed, Frozen, Origin, Scalar, TrialRecord, Value
@@ -91,6 +93,7 @@ class Driver:
         self._cut: set[str] = set()
         self._next = 0
         self._first = self._queue(first)
+        self._stages = Stages(space, search.stages) if search.strategy == "staged" else None
         self._grid: Iterator[Point] = grid.points(space)
 
     @property
@@ -217,6 +220,9 @@ class Driver:
         if self.search.sampler == "grid":
             yield from enumerate(self._grid)
             return
+        if self._stages is not None:
+            yield from self._staged(number, self._stages)
+            return
         if number < self.search.startup_trials or not self._history.measured or self.search.sampler == "random":
             if self._prior is not None and number % 3:
                 yield 0, self._promising(number)
@@ -225,6 +231,11 @@ class Driver:
         random = self._random(number, "random")
         for attempt in range(REASKS, REASKS + RANDOM_REASKS):
             yield attempt, grid.draw(self.space, random)
+
+    def _staged(self, number: int, stages: Stages) -> Iterator[tuple[int, Point]]:
+        base = self._history.winner() or self._point_of(self._first[0].configuration, {}) or {}
+        points = stages.points(number - len(self._first), base, self._random(number, "staged"))
+        yield from enumerate(itertools.islice(points, RANDOM_REASKS))
 
     def _sampled(self, number: int) -> Iterator[tuple[int, Point]]:
         seed = self._seed(number, "sampler")

@@ -55,10 +55,11 @@ def values(distribution: Distribution) -> tuple[Scalar, ...]:
 
 def draw(space: Space, random: np.random.Generator) -> Point:
     """A random point, uniform in each parameter or in its logarithm."""
-    return space.suggest(lambda _, distribution: _drawn(distribution, random))
+    return space.suggest(lambda _, distribution: drawn(distribution, random))
 
 
-def _drawn(distribution: Distribution, random: np.random.Generator) -> Scalar:
+def drawn(distribution: Distribution, random: np.random.Generator) -> Scalar:
+    """A random value of one parameter."""
     if isinstance(distribution, Choice):
         return distribution.values[int(random.integers(len(distribution.values)))]
     low, high = distribution.low, distribution.high

@@ -100,6 +100,13 @@ class History:
         asked = [told(entry.point, entry.distributions, TrialState.RUNNING, None, None) for entry in running]
         return [trial for trial in frozen if trial is not None] + asked
 
+    def winner(self) -> Mapping[str, Scalar] | None:
+        """The point of the best feasible trial in the first objective; None before there is one."""
+        if not self._front:
+            return None
+        sign = 1.0 if self.directions[0] == "maximize" else -1.0
+        return max(self._front, key=lambda entry: sign * entry.score.values[0] if entry.score else 0.0).point
+
     def _note_worst_values(self, values: tuple[float, ...]) -> None:
         known = self._worst_values or values
         pick = {"maximize": min, "minimize": max}

@@ -1,0 +1,97 @@
+"""What the default's own measurement says about the study, before GPU-minutes are spent on a search.
+
+Pure: it reads records and returns sentences. Below the knee of the load curve there is nothing to tune, and an
+arrival-limited benchmark measures its client; both are cheap to see and common in practice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+
+from autotune.score import Objective, Score
+from autotune.stats import coefficient_of_variation
+from autotune.trial import Row, TrialRecord
+
+FOLLOWS = 0.9
+"""Throughput that grows by at least this share of the load's growth has not met the engine's limit."""
+FIRST_TRIALS = 8
+
+
+def default_says(record: TrialRecord, goodput: str = "output_tokens_per_s") -> list[str]:
+    """Where the default's load curve bends, and what of it cannot be believed."""
+    if record.measurement is None:
+        return []
+    said = [f"The default's load level {_name(row)} is invalid: {row.invalid}" for row in record.measurement.rows if row.invalid]
+    rates = sorted(
+        (float(row.level["request_rate"] or 0), row.metrics[goodput])
+        for row in record.measurement.rows
+        if "request_rate" in row.level and goodput in row.metrics and row.invalid is None
+    )
+    closed = [row.metrics[goodput] for row in record.measurement.rows if "concurrency" in row.level and goodput in row.metrics]
+    if len(rates) < 2:
+        return said
+    knee = next((low[0] for low, high in itertools.pairwise(rates) if _bends(low, high)), None)
+    if knee is not None:
+        return [
+            *said,
+            f"The default follows the load up to {knee:g} requests/s and bends before the next level: the study looks at the knee.",
+        ]
+    top = rates[-1]
+    if closed and max(closed) <= 1.05 * top[1]:
+        return [*said, f"The default is near its limit at {top[0]:g} requests/s."]
+    return [
+        *said,
+        f"The default serves all of {top[0]:g} requests/s, the highest rate of the study: below its limit throughput measures the "
+        "client, not the engine. Add a higher request_rate or a concurrency level.",
+    ]
+
+
+def noise_says(records: Sequence[TrialRecord], scores: Sequence[Score | None], objectives: Sequence[Objective]) -> list[str]:
+    """How noisy this machine is, from every launch of the default; empty before the second."""
+    default = [
+        found for record, found in zip(records, scores, strict=True) if not record.configuration.values and found is not None
+    ]
+    if len(default) < 2:
+        return []
+    spreads = [_spread([found.values[index] for found in default]) for index in range(len(objectives))]
+    shown = ", ".join(f"{objective.name} {spread:.1%}" for objective, spread in zip(objectives, spreads, strict=True))
+    return [f"{len(default)} launches of the default differ by (coefficient of variation): {shown}."]
+
+
+def first_trials_say(scores: Sequence[Score], noise: Sequence[float], objectives: Sequence[Objective]) -> list[str]:
+    """Whether the first trials differ at all. `noise` is the relative spread of relaunches in each objective."""
+    if len(scores) < FIRST_TRIALS:
+        return []
+    flat = [
+        objective.name
+        for index, objective in enumerate(objectives)
+        if _spread([found.values[index] for found in scores[:FIRST_TRIALS]]) <= 1.5 * noise[index]
+    ]
+    if len(flat) < len(objectives):
+        return []
+    return [
+        f"The first {FIRST_TRIALS} trials differ in {' and '.join(flat)} by no more than relaunches of one configuration do: "
+        "there may be nothing to tune at this load."
+    ]
+
+
+def trials_affordable(records: Sequence[TrialRecord], gpu_minutes: float | None, spent_minutes: float) -> float | None:
+    """How many more trials the GPU-minutes buy at the median cost so far; None without a limit or a trial."""
+    costs = [sum(record.seconds.values()) / 60 * max(1, len(record.gpus)) for record in records if record.reused_from is None]
+    if gpu_minutes is None or not costs or statistics.median(costs) <= 0:
+        return None
+    return max(0.0, gpu_minutes - spent_minutes) / statistics.median(costs)
+
+
+def _bends(low: tuple[float, float], high: tuple[float, float]) -> bool:
+    return high[1] / low[1] < 1 + FOLLOWS * (high[0] / low[0] - 1)
+
+
+def _spread(values: Sequence[float]) -> float:
+    return coefficient_of_variation(values) if len(values) > 1 and statistics.fmean(values) else 0.0
+
+
+def _name(row: Row) -> str:
+    return ", ".join(f"{key}={value}" for key, value in row.level.items())

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.score import Objective, Score, Selector
+from autotune.search import screening
+from autotune.search.stopping import flat, next_gain
+from autotune.trial import Configuration, Measured, Measurement, Origin, Row, TrialRecord
+
+OBJECTIVES = (Objective(selector=Selector.parse("output_tokens_per_s"), direction="maximize"),)
+
+
+def record(rates: dict[float, float], invalid: float | None = None, closed: float | None = None) -> TrialRecord:
+    rows = [
+        Row(level={"request_rate": rate}, metrics={"output_tokens_per_s": tokens}, invalid="late" if rate == invalid else None)
+        for rate, tokens in rates.items()
+    ]
+    if closed is not None:
+        rows.append(Row(level={"concurrency": 64}, metrics={"output_tokens_per_s": closed}))
+    outcome = Measured(measurement=Measurement(rows=tuple(rows)))
+    fields = {"seconds": {"start": 60.0, "measure": 60.0}, "origin": Origin.DEFAULT}
+    return TrialRecord(number=0, configuration=Configuration(engine="vllm"), outcome=outcome, **fields)
+
+
+def test_a_search_is_flat_after_so_many_trials_without_growth():
+    assert flat([1.0, 2.0, 2.001, 2.002], 2)
+    assert not flat([1.0, 2.0, 2.1], 2)
+    assert not flat([2.0, 2.0], 2)
+    assert not flat([0.0, 0.0, 0.0], 2)
+    assert not flat([2.0] * 50, 0)
+
+
+@given(st.lists(st.floats(0, 10), min_size=3, max_size=40))
+def test_the_next_gain_is_never_negative_and_zero_when_nothing_grew(growth):
+    volumes = [1.0]
+    for step in growth:
+        volumes.append(volumes[-1] + step)
+    assert next_gain(volumes) >= 0
+    assert next_gain([3.0] * 10) == 0
+
+
+def test_there_is_no_gain_to_expect_before_a_front():
+    assert next_gain([0.0, 0.0, 0.0]) is None
+    assert next_gain([1.0]) is None
+
+
+def test_the_knee_is_where_throughput_stops_to_follow_the_load():
+    (said,) = screening.default_says(record({10: 1000, 20: 2000, 40: 2500}))
+    assert "up to 20 requests/s" in said
+
+
+def test_a_load_below_the_limit_is_warned_of():
+    (said,) = screening.default_says(record({10: 1000, 20: 2000, 40: 4000}))
+    assert "measures the client" in said
+    (said,) = screening.default_says(record({10: 1000, 20: 2000}, closed=2050))
+    assert "near its limit" in said
+
+
+def test_an_invalid_level_of_the_default_is_told():
+    said = screening.default_says(record({10: 1000, 20: 2000, 40: 900}, invalid=40))
+    assert said[0] == "The default's load level request_rate=40 is invalid: late"
+
+
+def test_trials_within_the_noise_are_warned_of_and_others_are_not():
+    near = [Score(values=(100.0 + index % 2,)) for index in range(8)]
+    far = [Score(values=(100.0 + 10 * index,)) for index in range(8)]
+    assert "nothing to tune" in screening.first_trials_say(near, [0.02], OBJECTIVES)[0]
+    assert screening.first_trials_say(far, [0.02], OBJECTIVES) == []
+    assert screening.first_trials_say(near[:7], [0.02], OBJECTIVES) == []
+
+
+def test_the_default_launched_again_tells_the_noise():
+    records = [record({10: 100}), record({10: 110})]
+    scores = [Score(values=(100.0,)), Score(values=(110.0,))]
+    assert "6.7%" in screening.noise_says(records, scores, OBJECTIVES)[0]
+    assert screening.noise_says(records[:1], scores[:1], OBJECTIVES) == []
+
+
+def test_what_the_budget_still_buys():
+    assert screening.trials_affordable([record({10: 1})] * 3, 16.0, 6.0) == 5
+    assert screening.trials_affordable([record({10: 1})], None, 2.0) is None
