@@ -87,11 +87,12 @@ def level_plans(
 
 
 def client_count(options: HttpOptions) -> int:
-    """Client processes: as asked, else one per four cores, at least two where there are four, at most eight."""
+    """Client processes: as asked, else one per four cores up to eight; two at least with four cores, or for a climb."""
     if options.clients is not None:
         return options.clients
     cores = len(os.sched_getaffinity(0))
-    return 1 if cores < 4 else min(max(2, cores // 4), 8)
+    climbs = any(load.slo_climb is not None for load in options.load)
+    return min(max(2 if climbs or cores >= 4 else 1, cores // 4), 8)
 
 
 def recorded_faults(options: HttpOptions) -> Iterator[Mistake]:
