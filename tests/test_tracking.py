@@ -360,3 +360,15 @@ def test_masking_reaches_every_depth():
     value = {"env": [{"HF_TOKEN": "x", "url": "http://u:p@h/"}], "max_tokens": "64", "n": 1}
     assert payload.masked(value) == {"env": [{"HF_TOKEN": "***", "url": "http://***@h/"}], "max_tokens": "64", "n": 1}
     assert json.dumps(payload.masked(value))
+
+
+def test_what_is_missing_can_be_sent_by_hand(store):
+    done = process.run([sys.executable, "-m", "autotune.tracking", str(store / "small"), "--once"], 120)
+    assert done.returncode == 0, done.stderr
+    assert_each_trial_stands_once(default_uri(store))
+
+
+def test_sending_what_is_no_study_by_hand_is_answered(tmp_path):
+    done = process.run([sys.executable, "-m", "autotune.tracking", str(tmp_path), "--once"], 120)
+    assert done.returncode == 2
+    assert "study.yaml" in done.stderr

@@ -107,7 +107,8 @@ class Tracker:
             return None
         why = f" ({problem})" if problem else ""
         trials = f"{waiting} trial{'' if waiting == 1 else 's'}"
-        return f"MLflow at {redact(self.uri)} is {trials} behind{why}; nothing is lost, they are sent when it answers."
+        later = f"python -m autotune.tracking {self.folder} --once"
+        return f"MLflow at {redact(self.uri)} is {trials} behind{why}; nothing is lost: the next run sends them, or {later}"
 
     @_safe(False)
     def flush(self, timeout_s: float) -> bool:

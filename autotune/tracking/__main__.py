@@ -7,6 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+from autotune import study as studies
+from autotune.errors import AutotuneError
+from autotune.ledger import STUDY
 from autotune.tracking import default_uri
 from autotune.tracking.sender import DRIVER, EXPERIMENT, LIMITS, URI, Sender, Watch
 
@@ -21,8 +24,13 @@ def main() -> int:
     os.nice(10)  # a trial may be measuring on the same cores
     watch = Watch(int(os.environ.get(DRIVER, os.getppid())))
     watch.start()
-    uri = os.environ.get(URI) or default_uri(options.folder.parent)
-    return Sender(options.folder, uri, os.environ.get(EXPERIMENT, "autotune"), watch).run(options.once)
+    try:
+        wanted = studies.load(options.folder / STUDY)[0].tracking
+    except AutotuneError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    uri = os.environ.get(URI) or wanted.uri or default_uri(options.folder.parent)
+    return Sender(options.folder, uri, os.environ.get(EXPERIMENT) or wanted.experiment, watch).run(options.once)
 
 
 if __name__ == "__main__":
