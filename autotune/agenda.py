@@ -14,6 +14,8 @@ from autotune.ledger import Ledger
 from autotune.plan import Plan
 from autotune.score import Score, score
 from autotune.search.driver import Driver, Proposal
+from autotune.search.screening import Screening
+from autotune.search.stopping import GROWTH, flat
 from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, TrialFailed, TrialJob, TrialRecord
 
 MAX_ATTEMPTS = 3
@@ -32,6 +34,7 @@ class Agenda:
         """Why the search is over, once it is."""
         self.finals: list[TrialJob] = []
         """The finalists' rounds, once they are planned."""
+        self.screening = Screening(plan.study)
         self._restore()
 
     def next(self) -> TrialJob | TrialRecord | None:
@@ -68,6 +71,8 @@ class Agenda:
         """Keep a record, teach the search, and queue a retry where one is due. Returns the score of a measured trial."""
         self.ledger.record(record, self.key(record.configuration))
         found = self._tell(record)
+        for sentence in self.screening.hear(record, found):
+            self.say(sentence)
         if _to_retry(record):
             self._again(_job(record, self.seed))
         return found
@@ -112,7 +117,7 @@ class Agenda:
                 self.driver.cut(Cut.model_validate(note.payload))
         for number in sorted(self.ledger.records):
             record = self.ledger.records[number]
-            self._tell(record)
+            self.screening.hear(record, self._tell(record))
             if _to_retry(record) and all(job.number != number for job in self.ledger.in_flight):
                 self._again(_job(record, self.seed))
         for job in self.ledger.in_flight:
@@ -162,6 +167,9 @@ class Agenda:
             return f"The budget of {budget.trials} trials is spent."
         if budget.gpu_minutes is not None and self.spent_minutes() >= budget.gpu_minutes:
             return f"The budget of {budget.gpu_minutes:g} GPU-minutes is spent."
+        plateau = self.plan.study.search.plateau
+        if plateau and flat(self.screening.volumes, plateau):
+            return f"The last {plateau} trials added less than {GROWTH:.0%} to the hypervolume."
         return None
 
     def _searched(self) -> int:

@@ -1,6 +1,6 @@
 """What the default's own measurement says about the study, before GPU-minutes are spent on a search.
 
-Pure: it reads records and returns sentences. Below the knee of the load curve there is nothing to tune, and an
+It reads records and returns sentences. Below the knee of the load curve there is nothing to tune, and an
 arrival-limited benchmark measures its client; both are cheap to see and common in practice.
 """
 
@@ -11,12 +11,64 @@ import statistics
 from collections.abc import Sequence
 
 from autotune.score import Objective, Score
+from autotune.search import stopping
 from autotune.stats import coefficient_of_variation
-from autotune.trial import Row, TrialRecord
+from autotune.study import Study
+from autotune.trial import Origin, Row, TrialRecord
 
 FOLLOWS = 0.9
 """Throughput that grows by at least this share of the load's growth has not met the engine's limit."""
 FIRST_TRIALS = 8
+EVERY = 10
+"""Trials between two statements of what the next one may bring."""
+_REPEATS = (Origin.BASELINE, Origin.FINALIST)
+
+
+class Screening:
+    """Hears every finished trial and says what a user should know while there is still time to change the study."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._trials: dict[int, tuple[TrialRecord, Score | None]] = {}
+        self._warned = False
+
+    @property
+    def volumes(self) -> tuple[float, ...]:
+        """Hypervolume after each trial of the search."""
+        searched = [found for _, (record, found) in sorted(self._trials.items()) if record.origin not in _REPEATS]
+        return stopping.volumes(searched, [objective.direction for objective in self.study.objectives])
+
+    def hear(self, record: TrialRecord, found: Score | None) -> list[str]:
+        """Take a finished trial; returns sentences for the user."""
+        self._trials[record.number] = record, found
+        said = default_says(record) if record.origin is Origin.DEFAULT else []
+        said += self._affordable(record) if record.origin is Origin.DEFAULT else []
+        said += self._noise() if record.origin is Origin.BASELINE else []
+        count = sum(each.origin not in _REPEATS for each, _ in self._trials.values())
+        if record.origin not in _REPEATS and count % EVERY == 0:
+            gain = stopping.next_gain(self.volumes)
+            said += [f"The next trial is expected to add {gain:.1%} to the hypervolume."] if gain is not None else []
+        return said
+
+    def _affordable(self, record: TrialRecord) -> list[str]:
+        limit = self.study.budget.gpu_minutes
+        bought = trials_affordable([record], limit, 0.0)
+        if bought is None or bought >= self.study.budget.trials:
+            return []
+        return [f"At the default's cost, {limit:g} GPU-minutes buy about {bought:.0f} of the {self.study.budget.trials} trials."]
+
+    def _noise(self) -> list[str]:
+        """Each re-measured default sharpens the noise; whether the first trials differ beyond it is said once."""
+        repeats = [(each, found) for each, found in self._trials.values() if not each.configuration.values and found is not None]
+        searched = [found for each, found in self._trials.values() if each.origin not in _REPEATS and found is not None]
+        objectives = self.study.objectives
+        said = noise_says([each for each, _ in repeats], [found for _, found in repeats], objectives)
+        if said and not self._warned:
+            spreads = [_spread([found.values[index] for _, found in repeats]) for index in range(len(objectives))]
+            warning = first_trials_say(searched, spreads, objectives)
+            self._warned = bool(warning)
+            said += warning
+        return said
 
 
 def default_says(record: TrialRecord, goodput: str = "output_tokens_per_s") -> list[str]:

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autotune import pareto
+from autotune.score import Score
+
 GROWTH = 0.01
 """Growth of the hypervolume over the last trials, relative to what there is, below which a search counts as flat."""
 MEMORY = 10
 """Trials over which the recent growth is averaged."""
+
+
+def volumes(scores: Sequence[Score | None], directions: Sequence[pareto.Direction]) -> tuple[float, ...]:
+    """Hypervolume of the feasible trials after each trial, in order; None stands for a failed one."""
+    points = [found.values if found is not None and found.feasible else None for found in scores]
+    known = [point for point in points if point is not None]
+    if not known:
+        return tuple(0.0 for _ in points)
+    return pareto.hypervolume_history(points, directions, pareto.nadir_reference(known, directions))
 
 
 def flat(volumes: Sequence[float], trials: int) -> bool:
