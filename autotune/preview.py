@@ -173,12 +173,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
         lossy = [name for name, parameter in space.parameters.items() if parameter.lossy]
         if lossy:
             yield f"{kind}: {', '.join(lossy)} can change the model's answers; check a winner's quality before you deploy it."
-        roles = {parameter.role for _, parameter in space.sampled()}
-        if {"algorithm", "throughput"} <= roles:
-            yield (
-                f"{kind}: the study tunes throughput knobs and algorithm knobs in one trial length. Throughput can be judged in "
-                "10 to 30 steps; learning rates and KL need longer runs with several seeds. Consider two studies."
-            )
+        roles = {name: parameter.role for name, parameter in space.sampled()}
+        yield from (f"{kind}: {caution}" for caution in plan.workload.cautions(roles))
         resolved = plan.resolved.get(kind)
         if resolved and plan.space.encode(Configuration(engine=kind), resolved) is None:
             yield f"{kind}: the default lies outside the search space; it is the baseline and is not shown to the sampler."

@@ -70,3 +70,7 @@ class Workload(ABC):
     def request_shape(self) -> RequestShape | None:
         """The mean request, for predictions before the first trial; None where it is not known."""
         return None
+
+    def cautions(self, roles: Mapping[str, str]) -> tuple[str, ...]:
+        """What a study's owner should know before its run; `roles` maps each tuned parameter to what it moves."""
+        return ()

@@ -96,6 +96,27 @@ class Training(Workload):
         _remember(context, measurement)
         return measurement
 
+    def cautions(self, roles: Mapping[str, str]) -> tuple[str, ...]:
+        options = self.options
+        learning = sorted(name for name, role in roles.items() if role == "algorithm")
+        speed = sorted(name for name, role in roles.items() if role != "algorithm")
+        found = []
+        short = options.steps is not None and options.steps <= SHORT_STEPS
+        moves = f"The study tunes what moves learning ({', '.join(learning)})"
+        if learning and short:
+            found.append(
+                f"{moves}, and {options.steps} steps show little of it: give more steps and several seeds, and compare reward "
+                "after equal samples or seconds."
+            )
+        if learning and len(options.seeds) < 2:
+            found.append(f"{moves}, and one seed cannot tell luck from gain: give two or more seeds.")
+        if learning and speed and options.steps is not None:
+            found.append(
+                f"{moves} together with what moves speed or memory ({', '.join(speed)}): one trial length of {options.steps} steps "
+                "is too long for the second or too short for the first; use two studies."
+            )
+        return tuple(found)
+
 
 class _Watch:
     """One run, followed until it has its steps, is lost, stalls, ends or dies."""
@@ -166,27 +187,6 @@ class _Watch:
         made = f"{len(self.steps)} steps were measured after {len(self.warm_up)} of warm-up."
         phase = Phase.MEASURE if self.steps else Phase.WARM_UP
         return TrialFailed(kind, phase, why, made, advice=advice, partial=self.partial())
-
-
-def cautions(options: TrainingOptions, roles: Mapping[str, str]) -> tuple[str, ...]:
-    """What a study's owner should know about its trial length; `roles` maps tuned parameters to their role."""
-    learning = sorted(name for name, role in roles.items() if role == "algorithm")
-    speed = sorted(name for name, role in roles.items() if role != "algorithm")
-    found = []
-    short = options.steps is not None and options.steps <= SHORT_STEPS
-    if learning and short:
-        found.append(
-            f"{', '.join(learning)} move learning, and {options.steps} steps show little of it: give more steps, several seeds, "
-            "and compare reward after equal samples or seconds."
-        )
-    if learning and len(options.seeds) < 2:
-        found.append(f"{', '.join(learning)} move learning, and one seed cannot tell luck from gain: give two or more seeds.")
-    if learning and speed and options.steps is not None:
-        found.append(
-            f"{', '.join(speed)} move speed or memory and {', '.join(learning)} move learning: one trial length of "
-            f"{options.steps} steps is too long for the first or too short for the second; use two studies."
-        )
-    return tuple(found)
 
 
 def _best_file(context: Context) -> Path:

@@ -224,6 +224,23 @@ def test_a_real_run_learns_and_is_measured(context, models):
 
 @needs_trl
 @pytest.mark.engine
+def test_a_good_learning_rate_beats_the_default_by_more_than_the_seeds_differ(context, models):
+    """What studies/trl_grpo_cpu.yaml promises, in two trials of two seeds."""
+    workload = workloads.get("training")
+    options = workload.Options(kind="training", samples=1280, warm_up_steps=2, seeds=(0, 1), deadline_s=200)
+    rewards = {}
+    for number, values in enumerate(({}, {"learning_rate": 5e-3})):
+        place = {"cache": models, "seed": 0, "folder": context.folder / str(number), "scratch": context.scratch / str(number)}
+        job = TrialJob(number=number, configuration=configuration(**values), origin=Origin.SEARCH)
+        record = evaluate(job, make(fixed=SMALL), workload(options), context.model_copy(update=place), lambda label, share: None)
+        assert isinstance(record.outcome, Measured), record.outcome
+        rewards[number] = [totals["reward"] for totals in record.outcome.measurement.facts["seeds"].values()]
+    spread = max(max(seeds) - min(seeds) for seeds in rewards.values())
+    assert min(rewards[1]) - max(rewards[0]) > spread, rewards
+
+
+@needs_trl
+@pytest.mark.engine
 def test_a_real_refusal_is_invalid_config(context, models):
     context = context.model_copy(update={"cache": models})
     workload = workloads.get("training")

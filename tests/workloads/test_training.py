@@ -9,7 +9,7 @@ from autotune.engines.base import Context, Step, TrainingSession
 from autotune.trial import FailureKind, Phase, TrialFailed
 from autotune.workloads._progress import StopWhen, lost
 from autotune.workloads._training_table import totals
-from autotune.workloads.training import Training, TrainingOptions, cautions
+from autotune.workloads.training import Training, TrainingOptions
 
 
 def step(number, reward=0.5, step_s=1.0, samples=8, fresh=8, tokens=80, broken=(), **metrics):
@@ -191,9 +191,9 @@ def test_a_repeated_seed_is_a_mistake():
 
 
 def test_cautions_tell_the_two_kinds_of_knob_apart():
-    short = TrainingOptions(kind="training", steps=10)
-    assert cautions(short, {"per_device_train_batch_size": "memory"}) == ()
-    found = cautions(short, {"learning_rate": "algorithm", "per_device_train_batch_size": "memory"})
+    short = Training(TrainingOptions(kind="training", steps=10))
+    assert short.cautions({"per_device_train_batch_size": "memory"}) == ()
+    found = short.cautions({"learning_rate": "algorithm", "per_device_train_batch_size": "memory"})
     assert len(found) == 3 and "learning_rate" in found[0] and "two studies" in found[2]
-    honest = TrainingOptions(kind="training", samples=5000, seeds=(0, 1))
-    assert cautions(honest, {"learning_rate": "algorithm", "per_device_train_batch_size": "memory"}) == ()
+    honest = Training(TrainingOptions(kind="training", samples=5000, seeds=(0, 1)))
+    assert honest.cautions({"learning_rate": "algorithm", "per_device_train_batch_size": "memory"}) == ()
