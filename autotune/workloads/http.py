@@ -40,6 +40,8 @@ class HttpWorkload(Workload):
         self._options = cast(HttpOptions, options)
         self.stop_early: Callable[[tuple[Row, ...]], str | None] = _to_the_end
         """Asked after every level with the rows so far; an answer ends the run there and stands in its facts."""
+        self.climb_from: Callable[[], float | None] = lambda: None
+        """Asked before a climb for a rate to begin at, such as a part of the last trial's; None is the option's own `start`."""
 
     def check(self) -> Iterator[Mistake]:
         yield from recorded_faults(self._options)
@@ -74,7 +76,7 @@ class HttpWorkload(Workload):
     def run(self, session: Session, context: Context, progress: Progress) -> Measurement:
         for fault in self.check():
             raise TrialFailed(FailureKind.MACHINE_FAULT, Phase.WARM_UP, str(fault))
-        return Run(self._options, session, context, progress, self.stop_early).measure()
+        return Run(self._options, session, context, progress, self.stop_early, self.climb_from).measure()
 
 
 workload = HttpWorkload

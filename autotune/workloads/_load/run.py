@@ -36,9 +36,17 @@ class Done:
 class Run:
     """`measure` is called once."""
 
-    def __init__(self, options: HttpOptions, session: Session, context: Context, progress: Progress, stop_early: StopEarly) -> None:
+    def __init__(
+        self,
+        options: HttpOptions,
+        session: Session,
+        context: Context,
+        progress: Progress,
+        stop_early: StopEarly,
+        climb_from: Callable[[], float | None] = lambda: None,
+    ) -> None:
         self._options, self._session, self._context = options, session, context
-        self._progress, self._stop_early = progress, stop_early
+        self._progress, self._stop_early, self._climb_from = progress, stop_early, climb_from
         self._target = Target(session.endpoint, session.model)
         self._vocabulary = pieces(options, session.model_folder or Path(session.model))
         self._steps = sum(load.slo_climb.max_steps if load.slo_climb else 1 for load in options.load)
@@ -113,7 +121,7 @@ class Run:
         """Probe rates until the boundary is found; every probe is a row."""
         bounds = [parse_bound(text) for text in wanted.constraints]
         good = self._bounds or goodput_bounds(bounds)
-        climb = Climb(bounds, wanted.start, wanted.max_steps, wanted.precision)
+        climb = Climb(bounds, self._climb_from() or wanted.start, wanted.max_steps, wanted.precision)
         rows: dict[float, Row] = {}
         while (rate := climb.next_rate()) is not None and "stopped_early" not in self._facts:
             rows[rate] = self._level(crew, load.model_copy(update={"request_rate": rate, "slo_climb": None}), good)
