@@ -115,7 +115,6 @@ _REFUSALS = {"ValueError", "ValidationError", "NotImplementedError", "AssertionE
 """Exceptions that vLLM raises before it serves when a configuration cannot work here."""
 _EMPTY = re.compile(r"Engine core initialization failed|EngineDeadError|cancelled|Executor failed|WorkerProc initialization failed")
 """Messages of the processes around the one that failed, which only pass the failure on."""
-_KILLED_ADVICE = "The kernel, or somebody, ended the engine: most often main memory ran out. Lower the KV cache's size."
 
 
 def diagnose(log: str, returncode: int | None) -> Diagnosis | None:
@@ -125,8 +124,6 @@ def diagnose(log: str, returncode: int | None) -> Diagnosis | None:
         found = decisive(lines, cause.pattern, limit=2)
         if found:
             return Diagnosis(kind=cause.kind, evidence=found, advice=cause.advice)
-    if returncode == -9:
-        return Diagnosis(kind=FailureKind.OUT_OF_MEMORY, evidence=("The server was ended by KILL.",), advice=_KILLED_ADVICE)
     return _exception(lines)
 
 
