@@ -6,13 +6,14 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from autotune import gpu, models, process, synthetic
 from autotune.engines import _flags, _vllm_log
 from autotune.engines._environment import interpreter
-from autotune.engines._server import ServingSession
+from autotune.engines._server import Ask, ServingSession
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Session, Verdict
 from autotune.errors import AutotuneError, MissingPrerequisite, Mistake
 from autotune.feasibility.memory import MemoryModel, ModelShape
@@ -204,7 +205,9 @@ class VllmEngine(Engine):
         }
 
     def open(self, launch: Launch, context: Context) -> Session:
-        session = ServingSession(launch, context, self.options, _vllm_log.DIALECT, self.options.model)
+        compiled = context.cache / "vllm" / "inductor" / "fxgraph"
+        dialect = replace(_vllm_log.DIALECT, confirm=partial(_confirm, compiled, _count(compiled)))
+        session = ServingSession(launch, context, self.options, dialect, self.options.model)
         session.model_folder = Path(launch.argv[2]) if self._local else None
         return session
 
@@ -234,6 +237,18 @@ class VllmEngine(Engine):
         values = {**self.options.fixed, **configuration.values}
         sizes = (values.get(f"{way}_parallel_size") or 1 for way in ("tensor", "pipeline", "data"))
         return math.prod(int(size) for size in sizes)
+
+
+def _confirm(compiled: Path, before: int, ask: Ask, log: str) -> Mapping[str, Value]:
+    """vLLM's own word; a build that does not log what it compiles (the CPU's) is judged by whether its cache has grown."""
+    facts = _vllm_log.confirm(ask, log)
+    if "compile_cache" in facts or facts.get("effective", {}).get("enforce_eager") is not False:
+        return facts
+    return {**facts, "compile_cache": "cold" if _count(compiled) > before else "warm"}
+
+
+def _count(folder: Path) -> int:
+    return sum(1 for _ in folder.rglob("*"))
 
 
 _CPU = {"VLLM_USE_AOT_COMPILE": "0"}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import urllib.request
 
 import pytest
 
 from autotune import engines, process, spaces
+from autotune.engines import vllm
 from autotune.engines.base import Context
 from autotune.trial import Configuration, FailureKind, Phase, TrialFailed
 
@@ -129,3 +131,29 @@ def test_the_space_names_only_flags_that_a_supported_vllm_has(engine):
     older = {"max_num_partial_prefills", "max_long_partial_prefills"}
     assert {name for name in names if not name.startswith("env.")} - set(flags) == older
     assert not set(space.parameters) & set(space.replaced)
+
+
+def test_a_build_that_does_not_log_compiling_is_judged_by_its_cache(tmp_path):
+    told = {"/server_info?config_format=json": {"vllm_config": {"model_config": {"enforce_eager": False}}}}
+    (tmp_path / "entry").touch()
+    state = lambda before, log="", told=told: vllm._confirm(tmp_path, before, told.get, log).get("compile_cache")  # noqa: E731
+    assert state(0) == "cold"
+    assert state(1) == "warm"
+    assert state(1, "saved AOT compiled function to /x") == "cold"
+    assert state(0, told={"/server_info?config_format=json": {"vllm_config": {"model_config": {"enforce_eager": True}}}}) is None
+    assert state(0, told={}) is None
+
+
+def test_a_forked_worker_gets_the_cores_that_vllm_chose(tmp_path):
+    code = (
+        "import importlib.util, os, sys\n"
+        f"spec = importlib.util.spec_from_file_location('serve', {str(vllm._SERVE)!r})\n"
+        "serve = importlib.util.module_from_spec(spec); spec.loader.exec_module(serve)\n"
+        "first = min(os.sched_getaffinity(0))\n"
+        "os.environ.update(OMP_PROC_BIND='true', OMP_PLACES='{%d}' % first, OMP_NUM_THREADS='1')\n"
+        "serve.take_threads()\n"
+        "import torch\n"
+        "print(sorted(os.sched_getaffinity(0)) == [first], torch.get_num_threads())\n"
+    )
+    done = process.run([sys.executable, "-c", code], 120)
+    assert done.stdout.split() == ["True", "1"], done.stderr
