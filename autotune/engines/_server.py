@@ -128,6 +128,9 @@ class ServingSession(Session):
             found["peak_memory_gib"] = self._memory.peak_bytes / _GIB
         return {**found, **(self._gpu.totals() if self._gpu is not None else {})}
 
+    def resources_between(self, begin: float, end: float) -> Mapping[str, float]:
+        return self._gpu.between(begin, end) if self._gpu is not None else {}
+
     def stop(self) -> Mapping[str, Value]:
         self._memory.close()
         if self._gpu is not None:

@@ -160,6 +160,10 @@ class Session(ABC):
         """Metrics of the whole life so far: `peak_gpu_memory_gib` or `peak_memory_gib`, `energy_joule`, ... when measured."""
         return {}
 
+    def resources_between(self, begin: float, end: float) -> Mapping[str, float]:
+        """`energy_joule` and `gpu_utilization` of one load level, given by two moments of the monotonic clock, when measured."""
+        return {}
+
     def __enter__(self) -> Self:
         return self
 

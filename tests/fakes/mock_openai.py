@@ -25,6 +25,9 @@ class MockSession(Session):
         if self._process.poll() is not None:
             raise TrialFailed(FailureKind.CRASHED, Phase.MEASURE, "The mock server ended.")
 
+    def resources_between(self, begin, end):
+        return {"energy_joule": 300 * (end - begin), "gpu_utilization": 0.5}
+
     def reset_caches(self):
         self.resets += 1
         return True

@@ -73,6 +73,8 @@ def test_it_sees_what_the_server_does(tmp_path):
         assert 0 < row.metrics["goodput_per_s"] <= row.metrics["requests_per_s"]
         assert row.metrics["total_tokens_per_s"] == pytest.approx(5 * row.metrics["output_tokens_per_s"], rel=0.15)
         assert row.metrics["preemptions"] == 0
+        assert row.metrics["gpu_utilization"] == 0.5
+        assert row.metrics["energy_joule_per_token"] == pytest.approx(300 / row.metrics["output_tokens_per_s"], rel=1e-3)
         assert set(row.metrics) <= workload.metrics()
     assert closed.level == {"concurrency": 8}
     assert opened.metrics["requests_per_s"] == pytest.approx(40, abs=3)

@@ -34,7 +34,6 @@ class LevelLog:
     watch: Watch
     warm: bool
     """Whether the time to first token was flat when the window began."""
-    energy_joule: float | None
 
 
 class Conductor:
@@ -59,10 +58,8 @@ class Conductor:
         low = perf_counter()
         high = low + self._window.measure_s
         self._crew.order({"do": "window", "from": low, "to": high})
-        energy = self._energy()
         self._look()
         self._turn_until(high, start)
-        used = self._energy()
         self._look()
         self._watching = False
         self._drain(high, start)
@@ -75,7 +72,6 @@ class Conductor:
             start=start,
             watch=self._watch,
             warm=warm,
-            energy_joule=used - energy if used is not None and energy is not None else None,
         )
 
     def _warm_up(self, start: float, warm_up: WarmUp) -> bool:
@@ -132,9 +128,6 @@ class Conductor:
 
     def _look(self) -> None:
         self._watch.take()
-
-    def _energy(self) -> float | None:
-        return self._session.resources().get("energy_joule")
 
 
 def health_of(ends: Sequence[Mapping[str, Any]]) -> ClientHealth:

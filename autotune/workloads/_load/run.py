@@ -109,13 +109,19 @@ class Run:
         facts = {"level": dict(summary.row.level), "warm": log.warm, **summary.facts}
         if metrics:
             metrics.update(server_metrics.metrics_of(samples))
-            tokens = tokens_between(requests, log.span)
-            if log.energy_joule is not None and tokens > 0:
-                metrics["energy_joule_per_token"] = log.energy_joule / tokens
+            metrics.update(self._device(low, log.start + log.span.stop, tokens_between(requests, log.span)))
         if len(samples) > 1:
             seen = Span(samples[0][0] - log.start, samples[-1][0] - log.start)
             facts["generation_tokens"] = server_metrics.cross_check(samples, tokens_between(requests, seen))
         return Done(summary.row.model_copy(update={"metrics": metrics}), facts)
+
+    def _device(self, low: float, high: float, tokens: float) -> Mapping[str, float]:
+        """What the GPUs did during the window, where the session measures it."""
+        used = self._session.resources_between(low, high)
+        found = {"gpu_utilization": used["gpu_utilization"]} if "gpu_utilization" in used else {}
+        return (
+            {**found, "energy_joule_per_token": used["energy_joule"] / tokens} if "energy_joule" in used and tokens > 0 else found
+        )
 
     def _climb(self, crew: Crew, load: Load, wanted: SloClimb) -> None:
         """Probe rates until the boundary is found; every probe is a row."""
