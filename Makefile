@@ -42,6 +42,7 @@ test: .venv/.dev engine-sglang engine-trl engine-verl
 check: .venv/.dev lint types layers
 	$(BIN)/python -m pytest -q -m 'not gpu and not engine and not slow'
 
+engine-sglang: .venvs/sglang/.installed
 engine-trl: .venvs/trl/.installed
 engine-verl: .venvs/verl/.installed
 
@@ -49,6 +50,13 @@ engine-verl: .venvs/verl/.installed
 	$(PYTHON) -m venv .venvs/$*
 	@echo "Installing the $* engine (some GiB; minutes) ..."
 	.venvs/$*/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	touch $@
+
+.venvs/sglang/.installed: requirements/sglang.txt requirements/sglang-only.txt
+	$(PYTHON) -m venv .venvs/sglang
+	@echo "Installing SGLang for a machine without a GPU (some GiB; minutes) ..."
+	.venvs/sglang/bin/python -m pip --disable-pip-version-check install --quiet -r requirements/sglang.txt
+	.venvs/sglang/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements/sglang-only.txt
 	touch $@
 
 lint:
