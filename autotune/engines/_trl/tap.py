@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import transformers
@@ -88,19 +88,21 @@ class StepWriter(transformers.TrainerCallback):  # type: ignore[misc]
     """One JSON line a step. Numbers that are not finite are listed under `broken`, since JSON cannot hold them."""
 
     def __init__(self, path: Path, phases: Phases) -> None:
-        self.file = path.open("w", buffering=1, encoding="utf-8")
+        self.path = path
         self.phases = phases
+        self.file: TextIO | None = None
         self.stepped = 0.0
         self.step_s: float | None = None
         self.tokens_seen = 0.0
-        self.main = True
 
     def write(self, record: dict[str, Any]) -> None:
-        if self.main:
+        if self.file is not None:
             self.file.write(json.dumps(record, default=str) + "\n")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.main = state.is_world_process_zero
+        if state.is_world_process_zero:
+            # Line-buffered, so that a run that is killed keeps every finished step.
+            self.file = self.path.open("w", buffering=1, encoding="utf-8")
         self.phases.take()
         self.write({"event": "begin", "arguments": args.to_dict(), "versions": installed(), "world_size": args.world_size})
         self.stepped = now()
