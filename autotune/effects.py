@@ -16,7 +16,7 @@ from autotune.analysis import Analysis
 from autotune.trial import Value
 
 GROUPS = 4
-"""A number with more distinct values than this is cut at its quartiles."""
+"""A number with more distinct values than this, and fewer than three trials for each, is cut at its quartiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ def _value(analysis: Analysis, index: int, name: str) -> Value:
 def _groups(values: Sequence[Value]) -> list[str | None]:
     """A label per trial: its value, or the quarter that it lies in; None where the value is not known."""
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) < len([value for value in values if value is not None]) or len(set(numbers)) <= GROUPS:
+    known = [value for value in values if value is not None]
+    if len(numbers) < len(known) or len(set(numbers)) <= max(GROUPS, len(numbers) // 3):
         return [None if value is None else str(value) for value in values]
     edges = np.unique(np.quantile(numbers, np.linspace(0, 1, GROUPS + 1)))
     places = [None if value is None else min(int(np.searchsorted(edges, value, "right")), len(edges) - 1) for value in values]

@@ -13,12 +13,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from autotune import effects, figures, tables
+from autotune import effects, figures, finalists, tables
 from autotune.analysis import Analysis
 from autotune.errors import AutotuneError
 from autotune.results import StudyResults
 from autotune.secrets import redact
 from autotune.tables import Rows
+from autotune.trial import TrialJob
 
 SMALL_STUDY = 30
 """Below this many measured configurations, parameter effects are a hint (they are with more, but less so)."""
@@ -49,8 +50,21 @@ def page(found: StudyResults) -> str:
     drawn = all_figures(found) if found.candidates else []
     first, rest = _drawn(drawn[:1]), _drawn(drawn[1:])
     body = [f"<h1>{_safe(found.name)}</h1>", _paragraphs(_introduction(found)), "<h2>Gain over the engine's default</h2>"]
-    body += [_list(tables.gain_lines(found)), first, _table(tables.front_rows(found)), _paragraphs(_reading_the_front(found))]
-    body += [_table(tables.losers(found)), rest, _paragraphs(_on_effects(found)), _table(tables.effect_rows(found))]
+    body += [
+        _list(tables.gain_lines(found)),
+        _paragraphs(_verdicts(found)),
+        first,
+        _table(tables.front_rows(found)),
+        _paragraphs(_reading_the_front(found)),
+    ]
+    body += [
+        _table(tables.losers(found)),
+        _table(_cuts(found)),
+        _table(tables.finding_rows(found, chosen(found))),
+        rest,
+        _paragraphs(_on_effects(found)),
+        _table(tables.effect_rows(found)),
+    ]
     body += [_table(tables.health_rows(found, trial)) for trial in chosen(found)[:3]]
     body += [_table(tables.trial_rows(found))]
     return _PAGE.format(title=_safe(found.name), script=_script(), body="\n".join(part for part in body if part))
@@ -66,8 +80,8 @@ def write_page(found: StudyResults, path: Path) -> None:
 
 
 def _introduction(found: StudyResults) -> list[str]:
-    measured = sum(record.measurement is not None for record in found.records)
-    lines = [found.study.about, f"{len(found.records)} trials, {measured} of them measured completely."]
+    scored = sum(found.score(record) is not None for record in found.records)
+    lines = [found.study.about, f"{len(found.records)} trials, {scored} of them with everything that the objectives need."]
     for note in found.notes:
         if note.kind == "engines":
             identities = note.payload.values()
@@ -75,6 +89,23 @@ def _introduction(found: StudyResults) -> list[str]:
     bounds = "; ".join(constraint.name for constraint in found.study.constraints) or "none"
     lines.append(f"Objectives: {'; '.join(f'{o.direction} {o.name}' for o in found.study.objectives)}. Constraints: {bounds}.")
     return list(dict.fromkeys(line for line in lines if line))
+
+
+def _verdicts(found: StudyResults) -> list[str]:
+    """What the finalists' rounds said, as the last plan of them is noted in the ledger."""
+    planned = [note.payload["jobs"] for note in found.notes if note.kind == "finalists"]
+    jobs = [TrialJob.model_validate(job) for job in planned[-1]] if planned else []
+    return [str(verdict) for verdict in finalists.verdicts(found, jobs)]
+
+
+def _cuts(found: StudyResults) -> Rows:
+    """What was cut before a launch, by rule, with one reason of each."""
+    groups: dict[str, list[str]] = {}
+    for note in found.notes:
+        if note.kind == "cut":
+            groups.setdefault(str(note.payload.get("rule")), []).append(str(note.payload.get("reason")))
+    cells = tuple((rule, len(reasons), reasons[0]) for rule, reasons in groups.items())
+    return Rows("Cut before a launch", ("rule", "configurations", "for instance"), cells)
 
 
 def _reading_the_front(found: StudyResults) -> list[str]:

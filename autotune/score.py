@@ -157,7 +157,7 @@ def _absent(selector: Selector, why: str) -> TrialFailed:
     return TrialFailed(
         FailureKind.INCOMPLETE,
         Phase.SCORE,
-        f"{selector} has no value: {why}.",
+        f"{selector} has no value: {why.rstrip('.')}.",
         advice="Look at the row's own reason; lower the load, lengthen the window, or drop the metric from the study.",
     )
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autotune import bands, effects
+from autotune import bands, diagnosis, effects
 from autotune.analysis import Analysis, outcome_name, short, total_seconds
 from autotune.errors import NothingMeasured
+from autotune.score import score
 from autotune.secrets import redact
-from autotune.trial import Failed, TrialRecord
+from autotune.trial import Failed, TrialFailed, TrialRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +36,33 @@ def gain_lines(analysis: Analysis) -> list[str]:
         lines.append(
             f"{name}: no configuration is better than the default beyond noise." if best else f"{gain}, trial {gain.trial}."
         )
-    return list(dict.fromkeys(lines))
+    return list(dict.fromkeys([*lines, *_knee_line(analysis)]))
+
+
+def _knee_line(analysis: Analysis) -> list[str]:
+    """The knee against the default in every objective: what a compromise costs and gains."""
+    default = analysis.default_candidate
+    if len(analysis.objective_names) < 2 or default is None or not analysis.feasible or analysis.knee() == default.trial:
+        return []
+    knee = analysis.knee()
+    gains = [analysis.gain(name, knee) for name in analysis.objective_names]
+    return [f"The knee of the front, trial {knee}: {'; '.join(map(str, gains))}."]
 
 
 def losers(analysis: Analysis) -> Rows:
     """Why trials have no place on the front: failures by kind with advice, broken constraints, and the beaten."""
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for record in analysis.records:
         reason = _reason(analysis, record)
         if reason is not None:
-            groups.setdefault(reason, []).append(record.number)
+            kind, advice, evidence = reason
+            groups.setdefault((kind, advice), []).append((record.number, evidence))
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    cells = tuple((kind, len(numbers), _numbers(numbers), redact(advice)) for (kind, advice), numbers in ordered)
-    return Rows("Why the others lost", ("outcome", "count", "trials", "advice"), cells)
+    cells = tuple(
+        (kind, len(found), _numbers([number for number, _ in found]), redact(advice), redact(found[0][1]) or None)
+        for (kind, advice), found in ordered
+    )
+    return Rows("Why the others lost", ("outcome", "count", "trials", "advice", "for instance"), cells)
 
 
 def front_rows(analysis: Analysis) -> Rows:
@@ -89,27 +104,36 @@ def health_rows(analysis: Analysis, trial: int) -> Rows:
     return Rows(f"Health bands of the guides, trial {trial}", ("metric", "value", "at", "band", "reading"), cells)
 
 
+def finding_rows(analysis: Analysis, trials: Sequence[int]) -> Rows:
+    """What limits each of some trials, and what only all of them together show, with the guides' remedies."""
+    found = [(str(trial), one) for trial in trials for one in diagnosis.findings(analysis.record(trial).outcome)]
+    found += [("all", one) for one in diagnosis.across(analysis.records)]
+    cells = tuple((trial, one.name, one.evidence, one.remedy) for trial, one in found)
+    return Rows("What limits them", ("trial", "finding", "evidence", "remedy"), cells)
+
+
 def effect_rows(analysis: Analysis) -> Rows:
     """What the objectives depend on, strongest first."""
     cells = tuple((one.parameter, one.objective, one.share, one.trials) for one in effects.effects(analysis))
     return Rows("What the objectives depend on", ("parameter", "objective", "share of variance", "configurations"), cells)
 
 
-def _reason(analysis: Analysis, record: TrialRecord) -> tuple[str, str] | None:
-    """Outcome and advice of a trial off the front; None for one on it."""
+def _reason(analysis: Analysis, record: TrialRecord) -> tuple[str, str, str] | None:
+    """Outcome, advice and evidence of a trial off the front; None for one on it."""
     if isinstance(record.outcome, Failed):
-        return outcome_name(record), record.outcome.advice
-    found = analysis.score(record)
-    if found is None:
-        return "incomplete", "A number that the study's objectives need was not measured."
+        return outcome_name(record), record.outcome.advice, " ".join(record.outcome.evidence[:1])
+    try:
+        found = score(record.outcome.measurement, analysis.study.objectives, analysis.study.constraints)
+    except TrialFailed as error:
+        return str(error.failed.kind), error.failed.advice, " ".join(error.failed.evidence)
     broken = [bound.name for bound, value in zip(analysis.study.constraints, found.violations, strict=True) if value > 0]
     if broken:
-        return "breaks a constraint", f"Broken: {'; '.join(broken)}."
+        return "breaks a constraint", f"Broken: {'; '.join(broken)}.", ""
     if record.number in analysis.membership:
         return None
     if not analysis.candidate(record.number).feasible:
-        return "did not hold", "The same configuration failed or broke a constraint when it was measured again."
-    return "beaten", "Another configuration is at least as good in every objective, beyond noise."
+        return "did not hold", "The same configuration failed or broke a constraint when it was measured again.", ""
+    return "beaten", "Another configuration is at least as good in every objective, beyond noise.", ""
 
 
 def _outcome(analysis: Analysis, record: TrialRecord) -> str:

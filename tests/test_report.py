@@ -47,7 +47,7 @@ def test_an_unwritable_place_is_answered_in_one_sentence(small, tmp_path):
 
 def test_losers_say_why_with_advice(small):
     cells = {cell[0]: cell for cell in tables.losers(small).cells}
-    assert cells["out-of-memory"][1:] == (1, "6", "Lower it.")
+    assert cells["out-of-memory"][1:] == (1, "6", "Lower it.", "No memory left.")
     assert "ttft_ms.p99 <= 500" in cells["breaks a constraint"][3]
     assert sum(cell[1] for cell in cells.values()) + len(small.membership) == len(small.records)
 

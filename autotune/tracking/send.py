@@ -144,11 +144,12 @@ def _parent(server: Server, results: StudyResults, state: State) -> str:
 
 def _bring_trial(server: Server, results: StudyResults, record: TrialRecord, state: State, names: tuple[str, ...]) -> bool:
     """Whether anything had to be sent."""
-    key, tags = payload.key_of(record), payload.tags_of(results, record, server.study_id)
+    key = payload.key_of(record)
+    tags = {**payload.tags_of(results, record, server.study_id), "mlflow.parentRunId": state.parent}
     fresh = key not in server.known
     if fresh:
         one = payload.of_trial(results, record, tags, names)
-        run_id = server.create(one.name, one.started_at, {**tags, "mlflow.parentRunId": state.parent})
+        run_id = server.create(one.name, one.started_at, tags)
         server.known[key] = Known(run_id, dict(tags))
         state.sent.pop(key, None)
     known = server.known[key]
