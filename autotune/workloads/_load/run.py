@@ -57,6 +57,7 @@ class Run:
 
     def measure(self) -> Measurement:
         """Every level in turn. Raises TrialFailed, with what was measured until then, when no level is valid."""
+        self._context.folder.mkdir(parents=True, exist_ok=True)
         try:
             with Crew(client_count(self._options), self._context.tag, self._context.folder / "clients.log") as crew:
                 for load in self._options.load:

@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import resource
 import select
 import signal
 import sys
@@ -98,6 +99,9 @@ def main() -> None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _ask_for_priority()
+    # A connection is a file; the usual soft limit of 1024 is below the concurrency of an offline load.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     gc.disable()
     with contextlib.suppress(BrokenPipeError):
         serve()
