@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -125,7 +126,10 @@ class FloatParameter(_Ranged):
     log: bool = False
 
     def distribution(self) -> Distribution:
-        return FloatRange(self.low, self.high, self.step, self.log)
+        if self.step is None:
+            return FloatRange(self.low, self.high, None, self.log)
+        steps = math.floor((self.high - self.low) / self.step + 1e-9)
+        return FloatRange(self.low, round(self.low + steps * self.step, 10), self.step)
 
     def decode(self, name: str, internal: Scalar) -> dict[str, Value]:
         return {name: round(float(internal or 0.0), 10)}
