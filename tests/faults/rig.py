@@ -12,14 +12,15 @@ from pathlib import Path
 from autotune import ledger, proc
 from autotune.trial import Measured
 
-FAKES = Path(__file__).parents[1] / "fakes"
+ROOT = Path(__file__).parents[2]
+FAKES = ROOT / "tests" / "fakes"
 CLOCK = Path(__file__).parent / "clock"
 COMMAND = Path(sys.executable).with_name("autotune")
 TRIALS = 6
 
 STUDY = """\
 name: faults
-engine: {{kind: fake, model: fake, start_timeout_s: 10, stop_timeout_s: 1, fixed: {{start_s: {start_s}}}}}
+engine: {{kind: fake, model: fake, start_timeout_s: 40, stop_timeout_s: 1, fixed: {{start_s: {start_s}}}}}
 workload: {{kind: count, deadline_s: 3}}
 search_space:
   parameters:
@@ -85,7 +86,7 @@ class Rig:
 
     def start(self):
         """The real driver, in a session of its own."""
-        path = os.pathsep.join([str(FAKES), *([str(CLOCK)] if "CLOCK_OFFSET_FILE" in self.env else [])])
+        path = os.pathsep.join([str(FAKES), str(ROOT), *([str(CLOCK)] if "CLOCK_OFFSET_FILE" in self.env else [])])
         env = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(self.temporary), **self.env}
         with (self.folder / "driver.log").open("ab") as log:
             return subprocess.Popen(

@@ -202,7 +202,7 @@ def test_ctrl_c_once_finishes_the_running_trial_and_says_how_to_continue(rig, ex
 @pytest.mark.slow
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_twice_and_sigterm_end_now(rig, expected, second):
-    one = rig(trials=3, start_s=5.0)
+    one = rig(trials=3, start_s=20.0)
     driver = one.start()
     wait_for(lambda: find(one, "engine parent"))
     os.killpg(driver.pid, signal.SIGINT)
@@ -210,16 +210,16 @@ def test_ctrl_c_twice_and_sigterm_end_now(rig, expected, second):
     before = time.monotonic()
     os.kill(driver.pid, second)
     assert driver.wait(60) == 130, one.log()
-    assert time.monotonic() - before < 4.5, "the running trial was not waited for"
+    assert time.monotonic() - before < 15, "the running trial was waited for"
     assert records(one) == 0 and one.left() == []
 
 
 @pytest.mark.slow
 def test_a_second_driver_is_refused_and_disturbs_nothing(rig, expected):
-    one = rig(trials=3)
+    one = rig(trials=3, start_s=2.0)
     driver = one.start()
     wait_for(lambda: find(one, "engine parent"))
     assert one.run() == 4, one.log()
     assert f"process {driver.pid} on" in " ".join(one.log().split())
     assert driver.wait(60) == 0, one.log()
-    assert one.table() == expected and one.left() == []
+    assert [row[1] for row in one.table().values()] == [row[1] for row in expected.values()] and one.left() == []
