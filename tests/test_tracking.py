@@ -71,6 +71,7 @@ def test_every_trial_is_a_child_run_with_its_outcome(sent):
     parent = next(run for run in runs_of(uri)[1] if run.data.tags["autotune.role"] == "study")
     assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {parent.info.run_id}
     assert parent.info.status == "FINISHED"
+    assert "times the default" in parent.data.tags["mlflow.note.content"]
     assert found["6/1"].info.status == "FAILED"
     assert found["6/1"].data.tags["autotune.kind"] == "out-of-memory"
     assert "Lower it." in found["6/1"].data.tags["mlflow.note.content"]
@@ -372,3 +373,14 @@ def test_sending_what_is_no_study_by_hand_is_answered(tmp_path):
     done = process.run([sys.executable, "-m", "autotune.tracking", str(tmp_path), "--once"], 120)
     assert done.returncode == 2
     assert "study.yaml" in done.stderr
+
+
+def test_a_parent_run_that_a_user_deleted_comes_back_with_all_its_trials(store, small_study):
+    uri = default_uri(store)
+    send(store, small_study)
+    client, all_runs = runs_of(uri)
+    client.delete_run(next(run.info.run_id for run in all_runs if run.data.tags["autotune.role"] == "study"))
+    send(store, small_study)
+    assert_each_trial_stands_once(uri)
+    parent = next(run.info.run_id for run in runs_of(uri)[1] if run.data.tags["autotune.role"] == "study")
+    assert {run.data.tags["mlflow.parentRunId"] for run in children(uri).values()} == {parent}

@@ -16,7 +16,7 @@ from pathlib import Path
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.tracking import MlflowClient
 
-from autotune import figures
+from autotune import figures, tables
 from autotune.errors import NothingMeasured
 from autotune.results import StudyResults
 from autotune.secrets import redact
@@ -28,6 +28,11 @@ from autotune.trial import TrialRecord, digest_of
 _PAGE = 1000
 _BATCH = 500
 """MLflow takes at most 1000 metrics, 100 parameters and 100 tags in one call."""
+_READING = """
+
+Each child run is a trial. `autotune.kind` says how it ended, `autotune.front` whether it stands on the front; metrics named
+`LEVEL/METRIC` have the load level or training step as their step. The front is the table `front.json` among the artifacts.
+"""
 
 
 @dataclass
@@ -188,8 +193,15 @@ def _end_parent(server: Server, results: StudyResults, request: Request, state: 
     The curve needs one reference point over all trials, so it is drawn at the end; a study that was continued gets a
     curve of its own beside the earlier one.
     """
-    counts = {"autotune.trials": str(len(results.records)), "autotune.front": ", ".join(map(str, results.front.index))}
-    server.tag(state.parent, counts)
+    tags = {
+        "autotune.trials": str(len(results.records)),
+        "autotune.front": ", ".join(map(str, results.front.index)),
+        "mlflow.note.content": redact("\n".join(f"- {line}" for line in tables.gain_lines(results)) + _READING),
+    }
+    parent = server.known[""]
+    if not tags.items() <= parent.tags.items():
+        server.tag(parent.run_id, tags)
+        parent.tags |= tags
     if not request.over:
         server.client.update_run(state.parent, status="RUNNING")
         return
