@@ -18,7 +18,7 @@ keep() { # NAME: what is worth carrying home
   gzip -9 -c "$folder/ledger.jsonl" >"$out/$1.ledger.jsonl.gz"
   logs=$(mktemp -d)
   for log in "$folder"/trials/*/engine.log; do
-    [ -f "$log" ] && tail -n 150 "$log" | cut -c 1-400 >"$logs/$(basename "$(dirname "$log")").log"
+    [ -f "$log" ] && grep -v '" 200 OK' "$log" | tail -n 400 | cut -c 1-400 >"$logs/$(basename "$(dirname "$log")").log"
   done
   tar czf "$out/$1.logs.tar.gz" -C "$logs" . && rm -rf "$logs"
 }
