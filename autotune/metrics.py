@@ -74,7 +74,7 @@ TABLE: tuple[Metric, ...] = (
         "Mean reward of the step's samples; as a total, the mean over the last fifth of the steps.",
     ),
     Metric("reward_slope", "reward/step", "maximize", "trial", "Least-squares slope of reward over the measured steps."),
-    Metric("reward_std", "reward", "none", "row", "Standard deviation of reward across groups."),
+    Metric("reward_std", "reward", "none", "row", "Standard deviation of reward over the step's samples."),
     Metric("kl", "nats", "minimize", "row", "KL divergence from the reference policy."),
     Metric("loss", "loss", "none", "row", "Training loss."),
     Metric("entropy", "nats", "none", "row", "Policy entropy."),

@@ -15,6 +15,9 @@ _METRICS: Mapping[str, tuple[str, ...]] = {
     "reward_s": ("timing_s/reward",),
     "weight_sync_s": ("timing_s/update_weights",),
     "reward": ("critic/score/mean", "critic/rewards/mean"),
+    "reward_std": ("autotune/reward_std",),
+    "zero_std_ratio": ("autotune/zero_std_ratio",),
+    "validity_rate": ("autotune/reward/validity_rate", "autotune/reward/json_ok", "autotune/reward/valid"),
     "kl": ("actor/kl_loss", "actor/reward_kl_penalty"),
     "loss": ("actor/pg_loss", "actor/loss"),
     "entropy": ("actor/entropy",),
@@ -24,7 +27,7 @@ _METRICS: Mapping[str, tuple[str, ...]] = {
     "truncated_ratio": ("response_length/clip_ratio",),
     "trainer_memory_gib": ("actor/perf/max_memory_allocated_gb", "perf/max_memory_allocated_gb"),
 }
-"""Autotune's metric → verl's, the first that is reported. critic/score is the reward before a KL penalty."""
+"""Autotune's metric → verl's (or what a trial adds), the first that is reported. critic/score is the reward before a KL penalty."""
 _SUMS: Mapping[str, tuple[str, ...]] = {
     "log_prob_s": ("timing_s/old_log_prob", "timing_s/ref", "timing_s/values"),
     "update_s": ("timing_s/update_actor", "timing_s/update_critic"),

@@ -254,6 +254,7 @@ def test_an_unmodified_verl_trains_on_a_cpu(context, algorithm):
     measurement = record.outcome.measurement
     assert [row.level["step"] for row in measurement.rows] == [2, 3, 4]
     assert {"sps", "reward", "generate_s", "update_s", "peak_memory_gib", "start_s"} <= set(measurement.totals)
+    assert {"reward_std", "zero_std_ratio", "validity_rate"} <= set(measurement.totals), "what a trial adds to verl's metrics"
     assert process.tagged(context.tag) == [] and not ray_folder(context).exists()
 
 

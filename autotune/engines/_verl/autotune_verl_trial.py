@@ -4,6 +4,8 @@
   trial looks as often as AUTOTUNE_VERL_POLL_S says.
 - A critic asks for flash-attention by name. Where that package is not installed it gets PyTorch's own attention, as the actor
   does by its override_config.
+- The trainer reports the mean reward alone. The spread of rewards, the share of groups that teach nothing because their rewards
+  are equal, and what the reward function returns beside its score are added to each step's metrics.
 
 Runs in verl's own environment and imports nothing of autotune.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
@@ -77,12 +80,54 @@ def critic_without_flash_attention(module: ModuleType) -> None:
     module.load_valuehead_model = load
 
 
+def report_rewards(module: ModuleType) -> None:
+    """`module` is verl.trainer.ppo.v1.trainer_base."""
+    for holder in [one for one in vars(module).values() if isinstance(one, type) and "_compute_metrics" in vars(one)]:
+        holder._compute_metrics = with_rewards(holder._compute_metrics, module.tq.kv_batch_get)
+
+
+def with_rewards(compute: Callable[..., Any], fetch: Callable[..., Any]) -> Callable[..., Any]:
+    def call(trainer: Any, batch: Any, metrics: dict[str, Any], *arguments: Any, **named: Any) -> Any:
+        result = compute(trainer, batch, metrics, *arguments, **named)
+        keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        data = fetch(keys=keys, partition_id=batch.partition_id, select_fields=["rm_scores", "extra_fields"])
+        scores = [float(score.sum()) for score in data["rm_scores"]]
+        metrics.update(spread(keys, scores))
+        metrics.update(beside_the_score([getattr(one, "data", one) for one in data["extra_fields"]]))
+        return result
+
+    return call
+
+
+def spread(keys: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
+    """A key begins with its prompt's id, so that answers to one prompt are a group."""
+    groups: dict[str, list[float]] = {}
+    for key, score in zip(keys, scores, strict=True):
+        groups.setdefault(key.split("_")[0], []).append(score)
+    found = {"autotune/reward_std": statistics.stdev(scores)} if len(scores) > 1 else {}
+    several = [group for group in groups.values() if len(group) > 1]
+    if several:
+        found["autotune/zero_std_ratio"] = sum(min(group) == max(group) for group in several) / len(several)
+    return found
+
+
+def beside_the_score(extras: Sequence[Any]) -> dict[str, float]:
+    """Means of the numbers that the reward function returned for every sample."""
+    told = [extra["reward_extra_info"] for extra in extras if isinstance(extra, dict) and "reward_extra_info" in extra]
+    if not told or len(told) < len(extras):
+        return {}
+    names = set.intersection(*(set(one) for one in told))
+    numbers = [name for name in names if all(isinstance(one[name], (int, float)) for one in told)]
+    return {f"autotune/reward/{name}": statistics.fmean(float(one[name]) for one in told) for name in sorted(numbers)}
+
+
 sys.meta_path.insert(
     0,
     AfterImport(
         {
             "verl.trainer.ppo.v1.replay_buffer": poll_more_often,
             "verl.utils.model": critic_without_flash_attention,
+            "verl.trainer.ppo.v1.trainer_base": report_rewards,
         }
     ),
 )

@@ -1,0 +1,83 @@
+"""What a trial adds to verl, without verl: the parts that are plain Python."""
+
+import importlib
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from autotune.engines.verl import TRIAL_FOLDER
+
+
+@pytest.fixture
+def trial(monkeypatch):
+    monkeypatch.syspath_prepend(str(TRIAL_FOLDER))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    sys.modules.pop("autotune_verl_trial", None)
+    yield importlib.import_module("autotune_verl_trial")
+    sys.modules.pop("autotune_verl_trial", None)
+
+
+def test_a_module_is_patched_right_after_its_first_import(trial, tmp_path, monkeypatch):
+    (tmp_path / "late_module_of_a_trial.py").write_text("VALUE = 1\nSEEN = VALUE\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.meta_path.insert(0, trial.AfterImport({"late_module_of_a_trial": lambda module: setattr(module, "VALUE", 2)}))
+    found = importlib.import_module("late_module_of_a_trial")
+    assert (found.VALUE, found.SEEN) == (2, 1)
+    importlib.reload(found)
+    assert found.VALUE == 1, "it happens once"
+
+
+def test_a_module_that_is_there_already_is_patched_at_once(trial, monkeypatch):
+    here = SimpleNamespace(VALUE=1)
+    monkeypatch.setitem(sys.modules, "early_module_of_a_trial", here)
+    trial.AfterImport({"early_module_of_a_trial": lambda module: setattr(module, "VALUE", 2)})
+    assert here.VALUE == 2
+
+
+def test_the_replay_buffer_polls_as_often_as_asked(trial, monkeypatch):
+    class ReplayBuffer:
+        def __init__(self, poll_interval=2.0):
+            self.poll_interval = poll_interval
+
+    monkeypatch.setenv("AUTOTUNE_VERL_POLL_S", "0.1")
+    module = SimpleNamespace(ReplayBuffer=ReplayBuffer)
+    trial.poll_more_often(module)
+    assert module.ReplayBuffer().poll_interval == 0.1
+
+
+def test_groups_are_answers_to_one_prompt(trial):
+    found = trial.spread(["a_0_0", "a_1_0", "b_0_0", "b_1_0"], [0.5, 0.5, 0.0, 1.0])
+    assert found["autotune/zero_std_ratio"] == 0.5 and found["autotune/reward_std"] == pytest.approx(0.40825, abs=1e-4)
+    assert trial.spread(["a_0"], [1.0]) == {}, "one answer has no spread"
+
+
+def test_only_what_every_sample_was_told_is_averaged(trial):
+    told = [{"reward_extra_info": {"valid": 1.0, "why": "x", "some": 1}}, {"reward_extra_info": {"valid": 0.0, "why": "y"}}]
+    assert trial.beside_the_score(told) == {"autotune/reward/valid": 0.5}
+    assert trial.beside_the_score([*told, {}]) == {} and trial.beside_the_score([]) == {}
+
+
+def test_rewards_are_added_to_a_steps_metrics(trial):
+    class Trainer:
+        def _compute_metrics(self, batch, metrics, timing, step, epoch):
+            metrics["own"] = 1
+
+    def fetch(keys, partition_id, select_fields):
+        assert keys == ["a_0", "a_1"], "padding is left out"
+        extras = [SimpleNamespace(data={"reward_extra_info": {"valid": 1}}), {"reward_extra_info": {"valid": 0}}]
+        return {"rm_scores": [Scores(0.0, 0.5), Scores(0.25, 0.25)], "extra_fields": extras}
+
+    class Scores(tuple):
+        def __new__(cls, *values):
+            return super().__new__(cls, values)
+
+        def sum(self):
+            return sum(self)
+
+    module = SimpleNamespace(Trainer=Trainer, tq=SimpleNamespace(kv_batch_get=fetch))
+    trial.report_rewards(module)
+    batch = SimpleNamespace(keys=["a_0", "a_1", "p"], tags=[{}, {}, {"is_padding": True}], partition_id="train")
+    metrics = {}
+    Trainer()._compute_metrics(batch, metrics, {}, 1, 0)
+    assert metrics == {"own": 1, "autotune/reward_std": 0.0, "autotune/zero_std_ratio": 1.0, "autotune/reward/valid": 0.5}
