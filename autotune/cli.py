@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from autotune.errors import AutotuneError, InvalidInput
+from autotune.terminal import clean
 
 app = typer.Typer(
     name="autotune",
@@ -55,7 +56,7 @@ def _report(error: AutotuneError) -> None:
         mistakes = [vars_of(mistake) for mistake in error.mistakes] if isinstance(error, InvalidInput) else []
         print(json.dumps({"error": str(error), "kind": type(error).__name__, "mistakes": mistakes}))
     else:
-        typer.secho(str(error), fg="red", err=True)
+        typer.secho(clean(str(error)), fg="red", err=True)
 
 
 def vars_of(value: Any) -> dict[str, Any]:
@@ -191,7 +192,9 @@ def ui(store: StoreOption = STORE, port: Annotated[int, typer.Option("--port", m
 def init(
     out: Annotated[Path, typer.Argument(help="The file to write.", metavar="STUDY.YAML")] = Path("study.yaml"),
     engine: Annotated[str, typer.Option("--engine", help="vllm, sglang, trl, verl, ...")] = "vllm",
-    model: Annotated[str, typer.Option("--model", help="synthetic:NAME, a path or a hub name.")] = "synthetic:tiny",
+    model: Annotated[
+        str | None, typer.Option("--model", help="synthetic:NAME, a path or a hub name; a small synthetic one if not given.")
+    ] = None,
     use: Annotated[str, typer.Option("--use", help="chat, offline, code-completion or shared-prefix.")] = "chat",
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:

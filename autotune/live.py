@@ -6,12 +6,12 @@ import statistics
 import time
 from typing import Protocol
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from autotune.analysis import outcome_name
 from autotune.score import Score
+from autotune.terminal import Plain, clean
 from autotune.trial import Configuration, Failed, TrialJob, TrialRecord
 
 
@@ -41,7 +41,7 @@ class Silent:
     """Says nothing but warnings, on standard error."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Plain(stderr=True, highlight=False)
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -66,7 +66,7 @@ class Live:
     """A bar per study and per running trial on a terminal; a line per event elsewhere."""
 
     def __init__(self, name: str, objectives: tuple[str, ...]) -> None:
-        self.console = Console(highlight=False)
+        self.console = Plain(highlight=False)
         self.name, self.objectives = name, objectives
         self.total, self.done, self.expected = 0, 0, 0.0
         self.spent: list[float] = []
@@ -98,7 +98,7 @@ class Live:
 
     def progress(self, number: int, label: str, share: float) -> None:
         if number in self.tasks:
-            self.bars.update(self.tasks[number], completed=share, note=escape(label))
+            self.bars.update(self.tasks[number], completed=share, note=escape(clean(label)))
 
     def finished(self, record: TrialRecord, score: Score | None) -> None:
         if record.number in self.tasks:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from autotune import engines, gpu, spaces
 from autotune.errors import AutotuneError, NotFound, nearest
+
+_QUOTED = re.compile(r"[^\w./:+-]|:$")
+"""What in a model's name YAML could take for its own."""
 
 USES = ("chat", "offline", "code-completion", "shared-prefix")
 
@@ -41,7 +46,7 @@ name: {name}
 engine:
   kind: {engine}
   model: {model}
-workload:
+{data}workload:
   kind: training
   steps: 30                    # throughput knobs are judged in 10 to 30 steps; learning rates and KL need longer runs
   warm_up_steps: 3
@@ -55,23 +60,41 @@ export: [{exporter}]
 """
 
 
-def write(out: Path, *, engine: str, model: str, use: str, force: bool) -> None:
+_RECORDED = """\
+# A study that replays recorded measurements: it needs no GPU and takes seconds. Check it with: autotune check {file}
+name: {name}
+engine: {{kind: recorded}}
+workload: {{kind: recorded, traffic: chat}}
+search_space:
+  include: {space}
+objectives:
+  - maximize: output_tokens_per_s
+  - minimize: peak_gpu_memory_gib
+budget: {{trials: 30}}
+"""
+_TEMPLATES = {"http": _SERVING, "training": _TRAINING, "recorded": _RECORDED}
+_MODELS = {"http": "synthetic:tiny", "training": "synthetic:learner-tiny", "recorded": "recorded"}
+_DATA = "  dataset: prompts.parquet    # a folder, a file or a hub name; a synthetic model brings its own\n"
+
+
+def write(out: Path, *, engine: str, model: str | None, use: str, force: bool) -> None:
     """Write a study that `autotune check` accepts. Raises NotFound, AutotuneError (the file is there already)."""
     kind = engines.get(engine)
+    model = model or _MODELS[kind.serves]
     if use not in USES:
         close = nearest(use, USES)
         raise NotFound(f"There is no use {use!r}; there are {', '.join(USES)}." + (f" Did you mean {close!r}?" if close else ""))
     if out.exists() and not force:
         raise AutotuneError(f"{out} is there already; --force overwrites it.")
     on_gpu = bool(gpu.devices())
-    template = _TRAINING if kind.serves == "training" else _SERVING
     shipped = spaces.available()
-    text = template.format(
+    text = _TEMPLATES[kind.serves].format(
         file=out,
-        name=out.stem.lower().replace(" ", "-"),
+        name=_name(out.stem),
         engine=engine,
-        model=model,
+        model=json.dumps(model) if _QUOTED.search(model) else model,
         use=use,
+        data=("" if model.startswith("synthetic:") else _DATA) + ("" if on_gpu else "  cpu: true\n"),
         space=engine if engine in shipped else next(name for name in shipped if name.startswith(engine)),
         memory="peak_gpu_memory_gib" if on_gpu else "peak_memory_gib",
         trials=40 if on_gpu else 10,
@@ -82,3 +105,8 @@ def write(out: Path, *, engine: str, model: str, use: str, force: bool) -> None:
         out.write_text(text)
     except OSError as error:
         raise AutotuneError(f"Cannot write {out}: {error.strerror}.") from error
+
+
+def _name(stem: str) -> str:
+    """A file's name as a study's name."""
+    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("._-")[:64] or "study"

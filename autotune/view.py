@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,9 +16,10 @@ from autotune.errors import AutotuneError, NothingMeasured
 from autotune.preview import Preview
 from autotune.results import StudyResults
 from autotune.run import Finished
+from autotune.terminal import Plain, clean
 from autotune.trial import Configuration, Failed, TrialRecord
 
-console = Console(highlight=False) if Console().is_terminal else Console(highlight=False, width=200)
+console = Plain() if Plain().is_terminal else Plain(width=200)
 """Wide enough for a table when the output goes to a file or a pipe, which have no width of their own."""
 
 
@@ -37,11 +37,11 @@ def overrides(configuration: Configuration) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """A plain table; cells are escaped, so that a log line cannot style the terminal."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, show_edge=False)
+    made = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
-        made.add_column(column, overflow="fold", justify="left" if index in (0, len(columns) - 1) else "right")
+        made.add_column(escape(column), overflow="fold", justify="left" if index in (0, len(columns) - 1) else "right")
     for row in rows:
-        made.add_row(*(escape(number(cell)) for cell in row))
+        made.add_row(*(escape(clean(number(cell))) for cell in row))
     return made
 
 
