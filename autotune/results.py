@@ -124,9 +124,9 @@ def from_mlflow(uri: str, name: str) -> StudyResults:
     """Rebuild a study from a tracking server alone: the newest parent run of that name. Raises NotFound, AutotuneError."""
     from autotune.tracking.receive import fetch  # MLflow takes seconds to import
 
-    text, records = fetch(uri, name)
+    text, records, notes = fetch(uri, name)
     study, _ = studies.validate(source.parse(text, f"{name} in MLflow"))
-    return StudyResults(study, in_order(records))
+    return StudyResults(study, in_order(records), notes=tuple(notes))
 
 
 def in_order(records: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:

@@ -91,4 +91,5 @@ def keep(store: Path) -> studies.Study:
             kept.mkdir()
             (kept / "engine.log").write_text("started with HF_TOKEN=hf_abcdefghijklmnopqrstuvwx\n")
             ledger.record(record(number, kept))
+        ledger.note("cut", {"rule": "memory", "reason": "HF_TOKEN=hf_abcdefghijklmnopqrstuvwx does not fit."})
     return studies.load(folder / "study.yaml")[0]

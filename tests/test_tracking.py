@@ -103,7 +103,7 @@ def test_the_front_is_a_table_and_a_figure_and_hypervolume_a_curve(sent):
     client, all_runs = runs_of(default_uri(sent))
     parent = next(run for run in all_runs if run.data.tags["autotune.role"] == "study")
     assert {item.path for item in client.list_artifacts(parent.info.run_id)} == {
-        "front.html", "front.json", "report.html", "study.yaml",
+        "front.html", "front.json", "notes.json", "report.html", "study.yaml",
     }  # fmt: skip
     volume = results.load("small", sent).hypervolume()
     curve = client.get_metric_history(parent.info.run_id, "hypervolume")
@@ -132,6 +132,7 @@ def test_a_study_reads_back_from_mlflow_as_from_its_ledger(sent):
     assert theirs.trials.equals(ours.trials)
     assert theirs.rows.equals(ours.rows)
     assert theirs.front.equals(ours.front)
+    assert [note.kind for note in theirs.notes] == ["cut"]
 
 
 def test_an_unknown_study_in_mlflow_is_answered(sent):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from autotune.analysis import Analysis, outcome_name, total_seconds
+from autotune.ledger import Note
 from autotune.secrets import is_secret_name, redact, redact_env
 from autotune.trial import Failed, Frozen, Row, TrialRecord, digest_of
 
@@ -22,6 +23,7 @@ MAX_PARAMETER = 5_000
 """MLflow's databases cut a parameter at 6,000 characters, older ones at 500."""
 MAX_LOG_BYTES = 1 << 20
 """The end of a log is where a failure explains itself; more is left in the trial's folder."""
+NOTES = "notes.json"
 LOG_SUFFIXES = (".log", ".txt", ".yaml", ".yml", ".json")
 
 
@@ -102,6 +104,11 @@ def metric_key(text: str) -> str:
     for symbol, word in (("<=", "at most"), (">=", "at least"), ("@", "at"), ("=", " ")):
         text = text.replace(symbol, word)
     return re.sub(r"\s+", " ", re.sub(r"[^\w\-. :/]", "_", text)).strip()[:250]
+
+
+def notes_text(notes: Sequence[Note]) -> str:
+    """What the ledger keeps beside trials, as JSON, secrets masked."""
+    return json.dumps([{"kind": note.kind, "payload": masked(dict(note.payload)), "at": note.at} for note in notes], indent=1)
 
 
 def logs(record: TrialRecord, study: Path | None) -> dict[str, str]:

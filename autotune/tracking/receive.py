@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -12,13 +13,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from autotune.errors import AutotuneError, NotFound
+from autotune.ledger import Note
 from autotune.secrets import redact
+from autotune.tracking.payload import NOTES
 from autotune.tracking.sender import LIMITS
 from autotune.trial import TrialRecord
 
 
-def fetch(uri: str, name: str) -> tuple[str, list[TrialRecord]]:
-    """The study's file and its trials, of the newest study of that name. Secrets in them are masked.
+def fetch(uri: str, name: str) -> tuple[str, list[TrialRecord], list[Note]]:
+    """The study's file, its trials and (of a study that ended) its notes, of the newest of that name; secrets are masked.
 
     Raises NotFound, AutotuneError (the server does not answer, or holds something else under that name).
     """
@@ -27,7 +30,7 @@ def fetch(uri: str, name: str) -> tuple[str, list[TrialRecord]]:
     try:
         parent = _parent(client, uri, name)
         records = [TrialRecord.model_validate_json(_text(uri, run, "trial.json")) for run in _children(client, parent)]
-        return _text(uri, parent, "study.yaml"), records
+        return _text(uri, parent, "study.yaml"), records, _notes(client, uri, parent)
     except (MlflowException, OSError, ValueError) as error:
         raise AutotuneError(f"MLflow at {redact(uri)} did not give study {name!r}: {redact(str(error))[:300]}") from error
 
@@ -57,6 +60,12 @@ def _children(client: MlflowClient, parent: Run) -> list[Run]:
         token = page.token
         if not token:
             return list(latest.values())
+
+
+def _notes(client: MlflowClient, uri: str, parent: Run) -> list[Note]:
+    if all(item.path != NOTES for item in client.list_artifacts(parent.info.run_id)):
+        return []
+    return [Note(**note) for note in json.loads(_text(uri, parent, NOTES))]
 
 
 def _text(uri: str, run: Run, path: str) -> str:

@@ -207,6 +207,7 @@ def _end_parent(server: Server, results: StudyResults, request: Request, state: 
         return
     if state.sent.get("end") != request.digest + str(len(results.records)):
         _log_hypervolume(server, results, state)
+        server.files(state.parent, {payload.NOTES: payload.notes_text(results.notes)})
         server.files(
             state.parent, {Path(name).name: redact(Path(name).read_text()) for name in request.files if Path(name).is_file()}
         )
