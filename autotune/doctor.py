@@ -55,14 +55,30 @@ def _gpus() -> Iterator[Finding]:
 
 def _engines() -> Iterator[Finding]:
     for kind in engines.kinds():
-        try:
-            found = engines.get(kind)
-            options = found.Options.model_construct(kind=kind, model="", fixed={}, env={}, python=None)
-            identity = found(options).identity()
-        except AutotuneError as error:
-            yield Finding("engine", kind, False, "is not usable here.", str(error))
-            continue
-        yield Finding("engine", kind, True, f"{identity.version} on {identity.device} ({identity.python})")
+        for python in _interpreters(kind):
+            answer = _engine(kind, python)
+            if answer.usable:
+                break
+        yield answer
+
+
+def _interpreters(kind: str) -> list[Path | None]:
+    """The tuner's own interpreter, then that of the environment which `make engine-KIND` makes."""
+    own = Path(".venvs") / kind / "bin" / "python"
+    return [None, own] if own.exists() else [None]
+
+
+def _engine(kind: str, python: Path | None) -> Finding:
+    try:
+        found = engines.get(kind)
+        engine = found(found.Options.model_construct(kind=kind, model="", fixed={}, env={}, python=python))
+        identity = engine.identity()
+    except AutotuneError as error:
+        return Finding("engine", kind, False, "is not usable here.", str(error))
+    detail = f"{identity.version} on {identity.device} ({identity.python})"
+    detail += f", with engine.python: {python}" if python else ""
+    remarks = engine.remarks()
+    return Finding("engine", kind, True, f"{detail}. {remarks}" if remarks else detail)
 
 
 def _packages() -> Iterator[Finding]:

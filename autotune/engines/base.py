@@ -264,6 +264,10 @@ class Engine(ABC):
         """
         return None
 
+    def remarks(self) -> str:
+        """What a user should know about this engine on this machine; empty when there is nothing special."""
+        return ""
+
     def gpus_needed(self, configuration: Configuration) -> int:
         """GPUs a trial of this configuration must be leased."""
         return 1

@@ -124,6 +124,9 @@ class SglangEngine(Engine):
     def diagnose(self, log_text: str, returncode: int | None) -> Diagnosis | None:
         return log.diagnose(log_text, returncode)
 
+    def remarks(self) -> str:
+        return cpu_support() if self.on_cpu else ""
+
     def gpus_needed(self, configuration: Configuration) -> int:
         values = {**self.options.fixed, **configuration.values}
         if values.get("device") == "cpu":
