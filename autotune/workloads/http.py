@@ -24,6 +24,11 @@ SETTLE_S = 3.0
 """Added to each level in the estimate: the last requests' drain and the caches' reset."""
 
 
+def _from_scratch() -> float | None:
+    """A climb that no earlier one told where to begin."""
+    return None
+
+
 def _to_the_end(rows: tuple[Row, ...]) -> str | None:
     """Stops nothing; a named function, because a workload travels to other processes."""
     return None
@@ -41,7 +46,7 @@ class HttpWorkload(Workload):
         self._options = cast(HttpOptions, options)
         self.stop_early: Callable[[tuple[Row, ...]], str | None] = _to_the_end
         """Asked after every level with the rows so far; an answer ends the run there and stands in its facts."""
-        self.climb_from: Callable[[], float | None] = lambda: None
+        self.climb_from: Callable[[], float | None] = _from_scratch
         """Asked before a climb for a rate to begin at, such as a part of the last trial's; None is the option's own `start`."""
 
     def check(self) -> Iterator[Mistake]:
