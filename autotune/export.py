@@ -76,9 +76,11 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
     """What an exporter needs to know about a candidate."""
     study, record = found.study, chosen.records[0]
     engine = plan.engines_of(study, source.read((found.folder or store / study.name) / STUDY))[record.configuration.engine]
-    values = engine.explicit(record.configuration, plan.cache_of(store))
-    env = {name.removeprefix("env."): str(value) for name, value in values.items() if name.startswith("env.")}
     identity = _identity(engine, found)
+    # The machine that exports may be another one than the machine that measured.
+    effective = {**record.effective, "device": "cpu" if identity.device == "cpu" else "cuda"}
+    values = engine.explicit(record.configuration, plan.cache_of(store), effective)
+    env = {name.removeprefix("env."): str(value) for name, value in values.items() if name.startswith("env.")}
     when = datetime.fromtimestamp(record.started_at, UTC).date().isoformat() if record.started_at else ""
     return Winner(
         study=study.name,

@@ -245,8 +245,14 @@ class Engine(ABC):
         """Classify a failure from the engine's log. None when nothing decisive stands in it (the caller says crashed)."""
         return None
 
-    def explicit(self, configuration: Configuration, cache: Path) -> Mapping[str, Value]:
-        """Every parameter and `env.NAME` that `launch` names for a configuration, addresses and seeds aside; exporters write it."""
+    def explicit(
+        self, configuration: Configuration, cache: Path, effective: Mapping[str, Value] | None = None
+    ) -> Mapping[str, Value]:
+        """Every parameter and `env.NAME` that `launch` names for a configuration, addresses and seeds aside; exporters write it.
+
+        `effective` is what a measured trial confirmed, with `device` (`cpu`, `cuda`); given it, nothing is asked of this machine,
+        which may be another one.
+        """
         return {**self.options.fixed, **configuration.values}
 
     def model_path(self, cache: Path) -> str:

@@ -74,12 +74,14 @@ class SglangEngine(Engine):
     def model_path(self, cache: Path) -> str:
         return models.locate(self.options.model, cache)
 
-    def explicit(self, configuration: Configuration, cache: Path) -> Mapping[str, Value]:
+    def explicit(
+        self, configuration: Configuration, cache: Path, effective: Mapping[str, Value] | None = None
+    ) -> Mapping[str, Value]:
         values = {**self.options.fixed, **configuration.values}
         own: dict[str, Value] = {"load_format": "dummy"} if synthetic.is_synthetic(self.options.model) else {}
-        if self.on_cpu:
+        if effective["device"] == "cpu" if effective else self.on_cpu:
             return {**own, "device": "cpu", **_CPU_PINS, **values}
-        pins = args.pinned(values, self._default(cache)) if args.moves_memory(configuration.values) else {}
+        pins = args.pinned(values, effective or self._default(cache)) if args.moves_memory(configuration.values) else {}
         return {**own, **pins, **values}
 
     def preflight(self, configurations: Sequence[Configuration]) -> list[Verdict]:

@@ -157,11 +157,14 @@ class VllmEngine(Engine):
         """Whether the model is a folder of this machine, so that no hub is to be asked."""
         return synthetic.is_synthetic(self.options.model) or Path(self.options.model).expanduser().is_dir()
 
-    def explicit(self, configuration: Configuration, cache: Path) -> Mapping[str, Value]:
+    def explicit(
+        self, configuration: Configuration, cache: Path, effective: Mapping[str, Value] | None = None
+    ) -> Mapping[str, Value]:
         values = {**self.options.fixed, **configuration.values}
         if synthetic.is_synthetic(self.options.model):
             values = {"load_format": "dummy", **values}
-        if self.on_cpu and not any(name in values or name in self.options.env for name in _MEMORY_NAMES):
+        on_cpu = effective["device"] == "cpu" if effective else self.on_cpu
+        if on_cpu and not any(name in values or name in self.options.env for name in _MEMORY_NAMES):
             values["env.VLLM_CPU_KVCACHE_SPACE"] = str(self._cpu_kv_gib(values.get("max_model_len")))
         return values
 

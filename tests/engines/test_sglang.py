@@ -120,6 +120,13 @@ def test_what_is_exported_is_what_was_launched(tmp_path):
         assert launched["--" + name.replace("_", "-")] == str(value)
 
 
+def test_a_trial_of_another_machine_is_exported_as_it_ran_there(tmp_path):
+    effective = {**RESOLVED, "device": "cuda", "mem_fraction_static": 0.9}
+    found = told(on_cpu=True).explicit(configuration(chunked_prefill_size=4096), tmp_path, effective)
+    assert found["mem_fraction_static"] == 0.9 and found["chunked_prefill_size"] == 4096
+    assert "device" not in found and "max_total_tokens" not in found
+
+
 def test_a_gpu_trial_sees_its_own_gpus_and_shares_caches(tmp_path):
     env = told(on_cpu=False, env={"A": "1"}).launch(configuration(**{"env.B": "2"}), context(tmp_path, (1, 2))).env
     assert env["CUDA_VISIBLE_DEVICES"] == "1,2" and env["A"] == "1" and env["B"] == "2"
