@@ -18,6 +18,7 @@ from autotune.proc import Proc
 
 TOLERANCE_BYTES = 512 << 20
 """How far above its idle baseline a GPU may stay: drivers keep a few hundred MiB for a while."""
+_SETTLED_BYTES = 16 << 20
 _GIB = float(1 << 30)
 _THROTTLES = {
     0x4: "power cap",
@@ -86,6 +87,18 @@ def used_bytes(index: int) -> int | None:
 def baseline(gpus: Iterable[int]) -> dict[int, int]:
     """Memory in use on each GPU now, to be taken while it is idle."""
     return {index: used for index in gpus if (used := used_bytes(index)) is not None}
+
+
+def idle_baseline(gpus: Iterable[int], timeout_s: float = 10.0) -> dict[int, int]:
+    """As `baseline`, once no GPU's memory falls any more: what was ended a moment ago may still be giving memory back."""
+    deadline = time.monotonic() + timeout_s
+    found = baseline(gpus)
+    while found and time.monotonic() < deadline:
+        time.sleep(0.5)
+        before, found = found, baseline(found)
+        if all(before[index] - used < _SETTLED_BYTES for index, used in found.items()):
+            break
+    return found
 
 
 def wait_memory_back(idle: Mapping[int, int], timeout_s: float = 60.0, tolerance_bytes: int = TOLERANCE_BYTES) -> dict[int, int]:

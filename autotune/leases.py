@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -48,7 +48,8 @@ class Leases:
         for index in gpus:
             lock = self._locks.pop(index, None)
             if lock is not None:
-                _lock_path(self.devices[index]).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    _lock_path(self.devices[index]).unlink()
                 os.close(lock)
 
     def quarantine(self, index: int, reason: str) -> None:
@@ -57,25 +58,36 @@ class Leases:
 
 
 def _lock_path(device: Device) -> Path:
-    return Path(tempfile.gettempdir()) / f"autotune-{device.uuid}.lock"
+    """The same for every user of the machine, whatever their own temporary folder is."""
+    return Path("/tmp") / f"autotune-{device.uuid}.lock"
 
 
 def _take(path: Path) -> int | None:
     """The locked file, or None when another driver has it. A file that its holder has just removed is tried anew."""
     while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except OSError:
+        fd = _opened(path)
+        if fd is None:
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(fd)
             return None
-        try:
-            current = path.stat().st_ino == os.fstat(fd).st_ino
-        except FileNotFoundError:
-            current = False
-        if current:
+        if _is_still(path, fd):
             return fd
         os.close(fd)
+
+
+def _opened(path: Path) -> int | None:
+    """The file, created if need be. Another user's, left by a killed driver, can only be read, which is enough to lock it."""
+    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
+        with contextlib.suppress(OSError):
+            return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    return None
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(fd).st_ino
+    except FileNotFoundError:
+        return False

@@ -45,7 +45,8 @@ class _Running:
     deadline: float
     label: str = "start"
     record: TrialRecord | None = None
-    held: Mapping[int, int] = field(default_factory=dict)
+    held: Mapping[int, int] | None = None
+    """Bytes above the idle baseline by GPU; None until the worker has looked."""
     started_at: float = field(default_factory=time.time)
     hung: bool = False
 
@@ -58,7 +59,7 @@ class LocalExecutor(Executor):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._leases = Leases(gpu.devices())
-        self._idle = gpu.baseline(self._leases.devices)
+        self._idle = gpu.idle_baseline(self._leases.devices)
         self._waiting: deque[TrialJob] = deque()
         self._running: list[_Running] = []
         self._impossible: deque[TrialRecord] = deque()
@@ -156,28 +157,24 @@ class LocalExecutor(Executor):
 
     def _listen(self, one: _Running) -> bool:
         """Take in what the worker says; True once it will say no more."""
-        try:
-            while one.pipe.poll():
-                kind, content = one.pipe.recv()
-                if kind == "progress":
-                    one.label = content[0]
-                    self.site.watch(one.job, *content)
-                elif kind == "record":
-                    one.record = TrialRecord.model_validate_json(content)
-                else:
-                    one.held = content
-                    return True
-        except (EOFError, OSError):
-            return True
-        return not one.worker.is_alive() and not one.pipe.poll()
+        alive = one.worker.is_alive()  # asked first: what it says before it ends is read below
+        while (message := _received(one)) is not None:
+            kind, content = message
+            if kind == "progress":
+                one.label = content[0]
+                self.site.watch(one.job, *content)
+            elif kind == "record":
+                one.record = TrialRecord.model_validate_json(content)
+            else:
+                one.held = content
+        return one.held is not None or not alive
 
     def _finish(self, one: _Running) -> TrialRecord:
-        lost = one.record is None
         if not one.hung:
             _wait(one, time.monotonic() + 5.0)
         self._clean(one)
         self._running.remove(one)
-        held = gpu.wait_memory_back(self._idle_of(one.context.gpus)) if lost else one.held
+        held = gpu.wait_memory_back(self._idle_of(one.context.gpus)) if one.held is None else one.held
         self._leases.give_back(one.context.gpus)
         for index, extra in held.items():
             message = gpu.quarantine_message(index, extra)
@@ -192,6 +189,15 @@ class LocalExecutor(Executor):
         one.worker.join(5.0)
         one.pipe.close()
         shutil.rmtree(one.context.scratch, ignore_errors=True)
+
+
+def _received(one: _Running) -> _worker.Message | None:
+    """The worker's next message; None when there is none, for now or for good."""
+    try:
+        message: _worker.Message | None = one.pipe.recv() if one.pipe.poll() else None
+    except (EOFError, OSError):
+        return None
+    return message
 
 
 def _wait(one: _Running, deadline: float) -> None:

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import rig as rigs
 from rig import Rig, end, own_processes, strike
 
-QUOTA = {"driver": 60, "worker": 35, "engine parent": 35, "engine child": 35, "load client": 35}
+QUOTA = {"driver": 60, "worker": 25, "fork server": 10, "engine parent": 35, "engine child": 35, "load client": 35}
 """200 instants in all."""
 _STARTING_S = 0.9
 """A driver's own start: most of it is imports, which are struck seldom."""

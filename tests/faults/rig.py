@@ -52,10 +52,12 @@ def command_line(pid):
 
 
 def role(one, tag):
-    """What a process is to a study: worker, engine parent, engine child, load client, or none of them."""
+    """What a process is to a study: worker, their fork server, engine parent, engine child, load client, or none of them."""
     line = command_line(one.pid)
     if tag.trial.startswith("workers"):
-        return "worker" if one.sid == one.pid else None
+        if one.sid == one.pid:
+            return "worker"
+        return "fork server" if "forkserver" in line else None
     if "client.py" in line:
         return "load client"
     if "server.py" in line:
@@ -154,7 +156,9 @@ def strike(rig, wanted, rng, driver, every=1, number=signal.SIGKILL):
         if len(attempts) == 1 and all(attempt == 1 and trial % every == 0 for trial, attempt in attempts.items()):
             targets = [(one, tag, role(one, tag)) for one, tag in own_processes(rig.store).values()]
             targets = [
-                (one, tag, what) for one, tag, what in targets if what in wanted and (what == "worker" or tag.trial.endswith("-1"))
+                (one, tag, what)
+                for one, tag, what in targets
+                if what in wanted and (what in ("worker", "fork server") or tag.trial.endswith("-1"))
             ]
             if targets:
                 one, _, what = rng.choice(targets)

@@ -11,7 +11,7 @@ import pytest
 from autotune import process
 
 rigs = importlib.import_module("rig")
-KILLS = 5
+KILLS = 4
 
 
 class Server:
@@ -51,7 +51,7 @@ def test_a_killed_tracking_server_loses_nothing(tmp_path, capsys):
     rng = random.Random(3)
     server = Server(tmp_path)
     undisturbed = rigs.Rig(tmp_path / "undisturbed", trials=8)
-    one = rigs.Rig(tmp_path / "study", trials=8, start_s=1.0, tracking=f"{{uri: '{server.address}', experiment: faults}}")
+    one = rigs.Rig(tmp_path / "study", trials=8, start_s=2.5, tracking=f"{{uri: '{server.address}', experiment: faults}}")
     try:
         assert undisturbed.run() == 0
         server.start()
