@@ -18,6 +18,7 @@ from autotune.errors import NothingMeasured
 from autotune.metrics import lookup
 from autotune.score import Objective
 from autotune.secrets import redact
+from autotune.trial import Row, TrialRecord
 
 COLOURS = {"member": "#0b6e4f", "contender": "#6bbf59", "beaten": "#9aa0a6", "infeasible": "#c8553d", "default": "#1f4e9c"}
 SERIES = ("#1f4e9c", "#0b6e4f", "#c8553d", "#8e5ea2", "#d49a00", "#3a9ab8", "#7a5c3e", "#5b6770")
@@ -51,21 +52,20 @@ def front(analysis: Analysis) -> go.Figure:
 def load_curves(analysis: Analysis, metric: str, trials: Sequence[int]) -> go.Figure | None:
     """A metric over load levels or steps, a line per trial; None when no row holds it. Invalid rows are left out."""
     figure, default = go.Figure(), analysis.default_candidate
+    keys = sorted({key for one in analysis.candidates for row in _rows(one.records[0]) for key in row.level})
     for place, trial in enumerate(trials):
         record = analysis.record(trial)
-        rows = record.measurement.rows if record.measurement else ()
-        pairs = [(_level(row.level), row.metrics[metric]) for row in rows if metric in row.metrics and row.invalid is None]
-        if pairs:
+        x, y = _line([row for row in _rows(record) if metric in row.metrics and row.invalid is None], metric, keys)
+        if x:
             is_default = default is not None and trial == default.trial
             style = {"color": COLOURS["default"], "dash": "dash"} if is_default else {"color": SERIES[(place + 1) % len(SERIES)]}
-            name = f"{trial}: default" if is_default else f"{trial}: {escape(short(record.configuration))}"
-            x, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+            name = f"{trial}: default" if is_default else f"{trial}: {escape(short(record.configuration, 120))}"
             figure.add_trace(go.Scatter(x=x, y=y, mode="lines+markers", name=name, line=style))
     if not figure.data:
         return None
-    keys = {key for record in analysis.records if record.measurement for row in record.measurement.rows for key in row.level}
-    figure.update_layout(title=axis(metric), xaxis_title=" / ".join(sorted(keys)), yaxis_title=axis(metric))
-    return _styled(figure)
+    across = "step" if "step" in keys else keys[0] if len(keys) == 1 else "load level"
+    figure.update_layout(title=axis(metric), xaxis_title=across, yaxis_title=axis(metric), height=480)
+    return _styled(figure).update_layout(legend={"yanchor": "top", "y": -0.2, "x": 0}, showlegend=True)
 
 
 def effects(found: Sequence[Effect]) -> go.Figure | None:
@@ -124,13 +124,15 @@ def panels(analysis: Analysis, metrics: Sequence[str]) -> go.Figure:
             # Without a trace the panel has no axes for a note to stand in.
             figure.add_trace(go.Scatter(x=[None], y=[None], showlegend=False), **at)
             figure.add_annotation(text="not measured in this study", showarrow=False, x=0.5, y=0.5, **at)
+            figure.update_xaxes(visible=False, **at).update_yaxes(visible=False, **at)
             continue
         figure.add_trace(_bars(analysis, known, objective), **at)
         if default in known:
             base = analysis.mean(default, objective)
             figure.add_hline(y=base, line_dash="dash", line_color=COLOURS["default"], **at)
-    figure.update_layout(height=320 * height, title="Each measured configuration; dashed: the engine's default")
-    return _styled(figure)
+    figure.update_xaxes(title_text="trial")
+    figure.update_layout(height=340 * height, title="Each measured configuration; dashed: the engine's default")
+    return _styled(figure).update_layout(margin_t=90)
 
 
 def axis(name: str) -> str:
@@ -216,8 +218,35 @@ def _front_line(figure: go.Figure, analysis: Analysis, across: Objective | None,
     figure.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, showlegend=False, hoverinfo="skip"))
 
 
-def _level(level: Any) -> Any:
-    return next(iter(level.values()), None) if len(level) == 1 else ", ".join(f"{key}={value}" for key, value in level.items())
+def _rows(record: TrialRecord) -> Sequence[Row]:
+    return record.measurement.rows if record.measurement else ()
+
+
+def _line(rows: Sequence[Row], metric: str, keys: Sequence[str]) -> tuple[list[Any], list[float | None]]:
+    """A line's points. Steps of several seeds are several lines with a gap between; levels of several kinds are names."""
+    x: list[Any] = []
+    y: list[float | None] = []
+    before: Any = None
+    for row in rows:
+        if "step" in keys:
+            group = {key: value for key, value in row.level.items() if key != "step"}
+            if x and group != before:
+                x.append(None)
+                y.append(None)
+            before = group
+            x.append(row.level.get("step"))
+        else:
+            x.append(
+                row.level.get(keys[0])
+                if len(keys) == 1
+                else ", ".join(f"{key} {_plain(value)}" for key, value in row.level.items())
+            )
+        y.append(row.metrics[metric])
+    return x, y
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _styled(figure: go.Figure) -> go.Figure:

@@ -83,6 +83,22 @@ def test_load_curves_leave_invalid_rows_out(small_study, make_record):
     assert figures.load_curves(found, "reward", [0]) is None
 
 
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        ([{"request_rate": 2.5}, {"request_rate": 4}], [2.5, 4]),
+        ([{"request_rate": 10.0}, {"concurrency": 256}], ["request_rate 10", "concurrency 256"]),
+        ([{"seed": 0, "step": 1}, {"seed": 0, "step": 2}, {"seed": 1, "step": 1}], [1, 2, None, 1]),
+    ],
+)
+def test_curves_run_over_levels_or_steps_and_never_mix_kinds(small_study, make_record, levels, expected):
+    rows = tuple(Row(level=level, metrics={"output_tokens_per_s": 1.0, "ttft_ms.p99": 2.0, "reward": 3.0}) for level in levels)
+    study = small_study.model_copy(update={"constraints": ()})
+    outcome = Measured(measurement=Measurement(rows=rows, totals={"peak_memory_gib": 5.0}))
+    found = results.StudyResults(study, (make_record(0).model_copy(update={"outcome": outcome}),))
+    assert list(figures.load_curves(found, "reward", [0]).data[0].x) == expected
+
+
 def test_phases_do_not_overlap(small, make_record):
     seconds = {"start": 20.0, "start.imports": 8.0, "start.compile": 7.0, "measure": 10.0}
     record = make_record(0).model_copy(update={"seconds": seconds})
