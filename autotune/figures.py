@@ -52,7 +52,7 @@ def front(analysis: Analysis) -> go.Figure:
 def load_curves(analysis: Analysis, metric: str, trials: Sequence[int]) -> go.Figure | None:
     """A metric over load levels or steps, a line per trial; None when no row holds it. Invalid rows are left out."""
     figure, default = go.Figure(), analysis.default_candidate
-    keys = sorted({key for one in analysis.candidates for row in _rows(one.records[0]) for key in row.level})
+    keys = sorted({key for trial in trials for row in _rows(analysis.record(trial)) for key in row.level})
     for place, trial in enumerate(trials):
         record = analysis.record(trial)
         x, y = _line([row for row in _rows(record) if metric in row.metrics and row.invalid is None], metric, keys)
