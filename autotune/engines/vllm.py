@@ -49,8 +49,8 @@ print(json.dumps({"packages": found, "python": sys.version.split()[0]}))
 class VllmOptions(EngineOptions):
     """The engine section of a study that tunes vLLM."""
 
-    fork: bool | None = None
-    """Fork the engine's processes instead of starting each with imports of its own; by default on a CPU only."""
+    fork: bool = False
+    """Fork the engine's processes from the server's instead of starting each with imports of its own: a quicker start."""
 
 
 class VllmEngine(Engine):
@@ -204,7 +204,7 @@ class VllmEngine(Engine):
             "FLASHINFER_WORKSPACE_BASE": str(caches),
             **({"HF_HUB_OFFLINE": "1"} if self._local else {}),
             **(_CPU if self.on_cpu else gpu.visible(context.gpus)),
-            "AUTOTUNE_FORK": str(int(self.on_cpu if self.options.fork is None else self.options.fork)),
+            **({"AUTOTUNE_FORK": "1"} if self.options.fork else {}),
         }
 
     def open(self, launch: Launch, context: Context) -> Session:
