@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import sys
 import urllib.request
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -17,7 +19,9 @@ from autotune.engines.base import Context, Flag
 from autotune.engines.sglang import SglangEngine
 from autotune.errors import InvalidInput, MissingPrerequisite
 from autotune.exporters.base import Winner
-from autotune.trial import Configuration, FailureKind, TrialFailed
+from autotune.parameters import Choice, Distribution, IntRange
+from autotune.space import EngineSpace, Space
+from autotune.trial import Configuration, FailureKind, Scalar, TrialFailed
 
 HERE = Path(__file__).parent
 PYTHON = Path(__file__).parents[2] / ".venvs" / "sglang" / "bin" / "python"
@@ -300,6 +304,36 @@ def test_the_installed_parser_is_asked(real):
     )
     assert good.refused is None and good.resolved["page_size"] == 16 and good.resolved["cuda_graph_max_bs_decode"]
     assert "divisible by page_size" in (bad.refused or "") and "invalid choice" in (worse.refused or "")
+
+
+CPU_CANNOT = {"attention_backend", "sampling_backend", "cuda_graph_backend_prefill", "cuda_graph_max_bs_prefill", "quantization"}
+"""Parameters whose values need a GPU or packages that the CPU environment lacks."""
+
+
+def draws(count: int) -> list[Configuration]:
+    """Random configurations over the whole shipped space that none of its rules forbids."""
+    file, random = spaces.load("sglang"), Random(5)
+    parameters = {name: parameter for name, parameter in file.parameters.items() if name not in CPU_CANNOT}
+    space = Space([EngineSpace(engine="sglang", parameters=parameters, forbid=file.forbid, fixed={"device": "cpu"})])
+
+    def choose(name: str, distribution: Distribution) -> Scalar:
+        if isinstance(distribution, Choice):
+            return random.choice(distribution.values)
+        if isinstance(distribution, IntRange):
+            return random.randrange(distribution.low, distribution.high + 1, distribution.step)
+        return random.uniform(distribution.low, distribution.high)
+
+    drawn = (space.decode(space.suggest(choose)) for _ in range(1000 * count))
+    return list(itertools.islice((one for one in drawn if space.forbidden(one) is None), count))
+
+
+@pytest.mark.engine
+@installed
+def test_what_no_rule_forbids_is_accepted_by_sglangs_own_check(real):
+    drawn = draws(40)
+    assert len(drawn) == 40
+    refusals = {verdict.refused for verdict in real.preflight(drawn)}
+    assert refusals == {None}
 
 
 @pytest.mark.engine
