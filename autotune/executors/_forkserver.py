@@ -6,18 +6,36 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Callable
 from multiprocessing import forkserver, util
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from typing import Any
 
 from autotune import proc, process
 from autotune.executors import _worker
 from autotune.executors.base import Site
 
+_STARTS = 5
 _LONGEST_FOLDER = 70
 """A longer folder leaves no room for a socket's name, which the kernel limits to 107 bytes with its path."""
 
 
-def running(site: Site) -> ForkServerContext:
+def start(site: Site, target: Callable[..., None], arguments: tuple[Any, ...], name: str) -> ForkServerProcess:
+    """Start a worker. A server that dies meanwhile is started again, a few times; then its error is raised."""
+    for left in reversed(range(_STARTS)):
+        worker = _running(site).Process(target=target, args=arguments, name=name)
+        try:
+            worker.start()
+            break
+        except (EOFError, OSError):
+            if not left:
+                raise
+            time.sleep(0.1)
+    return worker
+
+
+def _running(site: Site) -> ForkServerContext:
     """Start the server unless it runs. One serves the whole driver.
 
     It carries a tag, which workers inherit, and keeps its socket in the driver's scratch folder, so that a reaper finds

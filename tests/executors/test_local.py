@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,6 +83,23 @@ def test_a_killed_worker_costs_one_machine_fault_and_nothing_else(make, tmp_path
         executor.submit(job(0, attempt=2))
         (record,) = collect_all(executor, 1)
         assert isinstance(record.outcome, Measured) and record.attempt == 2
+
+
+def test_a_killed_fork_server_costs_at_most_one_machine_fault(make, tmp_path):
+    with make() as executor:
+        for number in range(3):
+            executor.submit(job(number))
+            collect_all(executor, 1)
+            os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+        executor.submit(job(3, start_s=30))
+        wait_until(lambda: leftovers(tmp_path))
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+        (record,) = collect_all(executor, 1)
+        assert record.outcome.kind is FailureKind.MACHINE_FAULT
+        assert leftovers(tmp_path) == []
+        executor.submit(job(3, attempt=2))
+        (record,) = collect_all(executor, 1)
+        assert isinstance(record.outcome, Measured)
 
 
 def test_a_hung_worker_is_ended_at_its_deadline(make, tmp_path, monkeypatch):
