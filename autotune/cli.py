@@ -6,7 +6,6 @@ engine or GPU is missing; 4 another driver holds the study; 5 the store cannot b
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from autotune.errors import AutotuneError, InvalidInput
-from autotune.terminal import clean
+from autotune.terminal import ReaderGone, clean, write_json
 
 app = typer.Typer(
     name="autotune",
@@ -45,7 +44,7 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         # The reader of our output went away (`autotune list | head`); there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
@@ -54,7 +53,7 @@ def main() -> None:
 def _report(error: AutotuneError) -> None:
     if "--json" in sys.argv:
         mistakes = [vars_of(mistake) for mistake in error.mistakes] if isinstance(error, InvalidInput) else []
-        print(json.dumps({"error": str(error), "kind": type(error).__name__, "mistakes": mistakes}))
+        write_json({"error": str(error), "kind": type(error).__name__, "mistakes": mistakes})
     else:
         typer.secho(clean(str(error)), fg="red", err=True)
 
@@ -83,7 +82,7 @@ def run(
     reporter: live.Reporter = live.Silent() if as_json else live.Live(made.study.name, goals)
     finished = run.run(made, fresh=fresh, cold=cold, reporter=reporter)
     if as_json:
-        print(json.dumps(view.finished_json(finished)))
+        write_json(view.finished_json(finished))
     else:
         view.print_finished(finished)
 
@@ -105,7 +104,7 @@ def check(
     if not offline:
         made = plan.confirm(made)
     shown = preview.preview(made)
-    print(json.dumps(shown.model_dump(mode="json"))) if as_json else view.print_preview(shown)
+    write_json(shown.model_dump(mode="json")) if as_json else view.print_preview(shown)
 
 
 @app.command()
@@ -130,9 +129,9 @@ def show(
         typer.echo(f"The report was written to {page}.", err=as_json)
     if trial is not None:
         record = found.record(trial)
-        print(record.model_dump_json(indent=2)) if as_json else view.print_trial(found, record)
+        write_json(record.model_dump(mode="json")) if as_json else view.print_trial(found, record)
     else:
-        print(json.dumps(view.study_json(found))) if as_json else view.print_study(found)
+        write_json(view.study_json(found)) if as_json else view.print_study(found)
 
 
 @app.command(name="list")
@@ -144,7 +143,7 @@ def list_studies(store: StoreOption = STORE, as_json: JsonOption = False) -> Non
     from autotune import view
 
     rows = view.list_rows(store)
-    print(json.dumps(rows)) if as_json else view.print_list(rows, store)
+    write_json(rows) if as_json else view.print_list(rows, store)
 
 
 @app.command()
@@ -168,7 +167,7 @@ def export(
 
     written = export.export(results.load(name_of(study), store), to, store=store, trial=trial, pick=pick, out=out, prove=prove)
     if as_json:
-        print(json.dumps({"trial": written.trial, "files": [str(path) for path in written.files], "proof": written.proof}))
+        write_json({"trial": written.trial, "files": [str(path) for path in written.files], "proof": written.proof})
         return
     for path in written.files:
         typer.echo(str(path))
@@ -217,7 +216,7 @@ def doctor(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
     from autotune import doctor, view
 
     findings = doctor.examine(store)
-    print(json.dumps([vars_of(finding) for finding in findings])) if as_json else view.print_findings(findings)
+    write_json([vars_of(finding) for finding in findings]) if as_json else view.print_findings(findings)
     raise typer.Exit(0 if any(finding.usable and finding.room == "engine" for finding in findings) else 3)
 
 

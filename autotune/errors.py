@@ -106,6 +106,8 @@ class Interrupted(AutotuneError):
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The known name most like `name`, or None when nothing is close."""
-    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    """The known name most like `name`, or the shortest that begins with it; None when nothing is close."""
+    known = list(names)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    longer = sorted((one for one in known if len(name) > 2 and one.startswith(name)), key=len)
+    return next(iter((*matches, *longer)), None)

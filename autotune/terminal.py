@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -16,6 +17,18 @@ def clean(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
+class ReaderGone(Exception):
+    """Whoever read our output has seen enough (`autotune list | head`); no failure, and nobody is left to tell."""
+
+
+def write_json(value: Any) -> None:
+    """Print a value as JSON on one line. Raises ReaderGone."""
+    try:
+        print(json.dumps(value), flush=True)
+    except BrokenPipeError as error:
+        raise ReaderGone from error
+
+
 class Plain(Console):
     """A console that shows strings as they are: neither control sequences nor square brackets mean anything in them."""
 
@@ -24,5 +37,4 @@ class Plain(Console):
         super().print(*shown, **{"markup": False, "highlight": False, **options})
 
     def on_broken_pipe(self) -> None:
-        """Leave it to the caller, for whom it is no failure: the reader has seen enough."""
-        raise BrokenPipeError
+        raise ReaderGone

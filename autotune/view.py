@@ -37,9 +37,9 @@ def overrides(configuration: Configuration) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """A plain table; cells are escaped, so that a log line cannot style the terminal."""
-    made = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, show_edge=False)
+    made = Table(title=escape(clean(title)), title_justify="left", box=None, pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
-        made.add_column(escape(column), overflow="fold", justify="left" if index in (0, len(columns) - 1) else "right")
+        made.add_column(escape(clean(column)), overflow="fold", justify="left" if index in (0, len(columns) - 1) else "right")
     for row in rows:
         made.add_row(*(escape(clean(number(cell))) for cell in row))
     return made
