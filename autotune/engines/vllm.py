@@ -50,7 +50,11 @@ class VllmOptions(EngineOptions):
     """The engine section of a study that tunes vLLM."""
 
     fork: bool = False
-    """Fork the engine's processes from the server's instead of starting each with imports of its own: a quicker start."""
+    """Fork the engine's processes from the server's instead of starting each with imports of its own.
+
+    On two busy cores a CPU server was up after 18 s instead of 103 s. Forked processes share what they have imported, so peak
+    memory is lower than that of a server started by hand, by 0.5 GiB there: leave it off where memory is an objective.
+    """
 
 
 class VllmEngine(Engine):

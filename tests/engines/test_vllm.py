@@ -26,7 +26,7 @@ def store(tmp_path_factory):
 def engine(store, monkeypatch):
     monkeypatch.setenv("AUTOTUNE_STORE", str(store))
     fixed = {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
-    return VLLM(VLLM.Options(kind="vllm", model="synthetic:nano", fixed=fixed, start_timeout_s=280))
+    return VLLM(VLLM.Options(kind="vllm", model="synthetic:nano", fixed=fixed, fork=True, start_timeout_s=280))
 
 
 @pytest.fixture
@@ -58,7 +58,9 @@ def refused(engine, context, **values):
 
 
 @pytest.mark.engine
-def test_it_launches_serves_and_leaves_nothing(engine, context):
+@pytest.mark.parametrize("fork", [True, False])
+def test_it_launches_serves_and_leaves_nothing(fork, engine, context):
+    engine = VLLM(engine.options.model_copy(update={"fork": fork}))
     launch = engine.launch(configuration(max_num_seqs=16, enable_prefix_caching=False), context)
     assert "--no-enable-prefix-caching" in launch.argv
     with engine.open(launch, context) as session:
