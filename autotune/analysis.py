@@ -20,6 +20,7 @@ from autotune.secrets import redact
 from autotune.stats import Interval
 from autotune.study import Study
 from autotune.trial import Configuration, Failed, Measured, Origin, TrialFailed, TrialRecord
+from autotune.validation import sentence
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Analysis:
         try:
             selector = Selector.parse(metric)
         except ValueError as error:
-            raise InvalidInput([Mistake(path="", problem=f"{error}.")]) from None
+            raise InvalidInput([Mistake(path="", problem=sentence(str(error)))]) from None
         direction = lookup(selector.metric).direction
         return Objective(selector=selector, direction="minimize" if direction == "minimize" else "maximize")
 
