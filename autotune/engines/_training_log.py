@@ -35,19 +35,23 @@ _OUT_OF_MEMORY = re.compile(
     r"|Workers .* were killed due to the node running low on memory|ray\.exceptions\.OutOfMemoryError",
     re.MULTILINE,
 )
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"^(?:\([^)]*\)\s*)?([A-Za-z_][\w.]*(?:Error|Exception|Exit)): (.*)$")
 
 
 def diagnose(log: str, refusals: Sequence[str]) -> Diagnosis | None:
     """What both frameworks die of in the same words; `refusals` are exception names that mean a refused argument."""
-    lines = log.splitlines()
+    lines = _COLOURS.sub("", log).splitlines()
     memory = [line.strip() for line in lines if _OUT_OF_MEMORY.search(line)]
     if memory:
         return Diagnosis(kind=FailureKind.OUT_OF_MEMORY, evidence=(memory[-1][:400],), advice="")
     raised = [match for line in lines if (match := _EXCEPTION.match(line.strip()))]
     if not raised:
         return None
-    name, message = raised[-1][1].rpartition(".")[2], raised[-1][0]
-    kind = FailureKind.INVALID_CONFIG if name in refusals else FailureKind.CRASHED
-    advice = "Change or forbid this combination of parameters." if kind is FailureKind.INVALID_CONFIG else "Read the trial's log."
-    return Diagnosis(kind=kind, evidence=(message.strip()[:400],), advice=advice)
+    refused = raised[-1][1].rpartition(".")[2] in refusals
+    advice = "Change or forbid this combination of parameters." if refused else "Read the trial's log."
+    kind = FailureKind.INVALID_CONFIG if refused else FailureKind.CRASHED
+    # The last exception is what ended the run; among several processes the first is more often the cause.
+    causes = [match for match in raised if not match[1].startswith("ray.exceptions.")] or raised
+    evidence = dict.fromkeys(match[0].strip()[:400] for match in (raised[-1], causes[0]))
+    return Diagnosis(kind=kind, evidence=tuple(evidence), advice=advice)

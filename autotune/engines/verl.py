@@ -194,6 +194,7 @@ class Verl(Engine):
             "HYDRA_FULL_ERROR": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",
+            "RAY_COLOR_PREFIX": "0",
             "RAY_TMPDIR": str(ray_folder(context)),
             # Ray hides GPUs from a worker that asks for none; verl's CPU workers and its engines need what was leased.
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

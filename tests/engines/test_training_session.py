@@ -189,5 +189,15 @@ def test_logs_are_classified(line, kind):
     assert found is not None and found.kind is kind and found.evidence[0].endswith(line[-20:])
 
 
+def test_of_several_exceptions_the_last_ended_the_run_and_the_first_caused_it():
+    log = (
+        "\x1b[36m(Loop pid=7)\x1b[0m FileNotFoundError: no /nowhere/reward.py\n"
+        "\x1b[36m(Loop pid=7)\x1b[0m ray.exceptions.ActorDiedError: died\nRuntimeError: no trajectories\n"
+    )
+    found = diagnose(log, ("ValueError",))
+    assert found.kind is FailureKind.CRASHED and found.evidence[0] == "RuntimeError: no trajectories"
+    assert found.evidence[1].endswith("FileNotFoundError: no /nowhere/reward.py")
+
+
 def test_an_ordinary_log_says_nothing():
     assert diagnose("step 1\nSome weights were not used: error rate 0\n", ("ValueError",)) is None
