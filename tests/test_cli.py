@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -312,3 +314,14 @@ def test_the_time_left_follows_what_trials_took():
     reporter.done = 11
     assert reporter._left() == ""
     reporter.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
+def test_a_measured_trial_is_exported(store, tmp_path):
+    code, out, err = answer("export", "small", "--to", "shell", "--out", tmp_path / "out", "--no-prove", "--store", store)
+    assert code == 0, err
+    files = out.split()
+    assert files
+    assert all(Path(file).is_file() for file in files)
+    assert answer("export", "small", "--to", "shell", "--trial", "6", "--no-prove", "--store", store)[0] == 1

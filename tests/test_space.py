@@ -105,7 +105,8 @@ def test_forbid_rules_apply_and_carry_their_reason():
 def test_a_rule_that_holds_for_the_default_itself_forbids_nothing():
     facts = {"max_num_batched_tokens": 512, "max_num_seqs": 1024}
     assert ONE.forbidden(Configuration(engine="vllm", values={"block_size": 32}), facts) is None
-    assert ONE.forbidden(Configuration(engine="vllm", values={"max_num_seqs": 1024}), {"max_num_batched_tokens": 512, "max_num_seqs": 8})
+    broken = Configuration(engine="vllm", values={"max_num_seqs": 1024})
+    assert ONE.forbidden(broken, {"max_num_batched_tokens": 512, "max_num_seqs": 8})
 
 
 def test_the_default_outside_the_space_has_no_point():
