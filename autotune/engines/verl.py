@@ -58,6 +58,7 @@ _SMALL: Mapping[str, Value] = {
     "reward.num_workers": 1,
     "data.dataloader_num_workers": 0,
     "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+    "ray_kwargs.ray_init.include_dashboard": False,
     f"{A}.model.override_config.attn_implementation": "sdpa",
 }
 """verl's own defaults for these are for a node of eight GPUs with flash-attention; a study's values win over these."""
@@ -77,7 +78,6 @@ _ON_CPU: Mapping[str, Value] = {
     # verl places its workers on Ray's GPUs and wants far more CPUs than its processes use.
     "ray_kwargs.ray_init.num_gpus": 1,
     "ray_kwargs.ray_init.num_cpus": 32,
-    "ray_kwargs.ray_init.include_dashboard": False,
     "ray_kwargs.ray_init.object_store_memory": 200_000_000,
 }
 
