@@ -1,0 +1,145 @@
+"""What the finalists claim against what is true, over many simulated studies.
+
+    python benchmarks/search/claims.py --studies 200 --noise 0.03 0.10 --out benchmarks/results/claims.md
+
+Each study searches, measures its front again beside the default, and claims a gain in throughput with a 95 % interval.
+The truth is the noise-free ratio. Beside it: what the search's own best run would have claimed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from arms import Ours
+from surfaces import Task, tasks
+
+from autotune import finalists, source, study
+from autotune.analysis import Analysis
+from autotune.study import Study
+from autotune.trial import Configuration, Origin, TrialRecord
+
+STUDY = """\
+name: claims
+engine: {{kind: recorded}}
+workload: {{kind: recorded, traffic: {traffic}}}
+search_space: {{include: recorded}}
+objectives: [{{maximize: {throughput}}}, {{minimize: peak_gpu_memory_gib}}]
+constraints: ["{constraint}"]
+finalists: {{count: 3, repeats: {repeats}}}
+"""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Ratios over the default: claimed with its interval, the search's own, and true."""
+
+    claimed: float
+    low: float
+    high: float
+    searched: float
+    true: float
+    answer: str
+
+
+def claims(task: Task, seed: int, noise: float, trials: int, repeats: int) -> list[Claim]:
+    """One study's claims in throughput, one for each finalist."""
+    defined = definition(task, repeats)
+    records = searched(task, seed, noise, trials)
+    analysis = Analysis(defined, tuple(records))
+    jobs = finalists.plan(analysis, defined.finalists, trials, seed)
+    for job in jobs:
+        ran = task.run(job.configuration, job.number, job.seed, noise)
+        fields = job.model_dump(include={"number", "configuration", "origin"})
+        records.append(TrialRecord(**fields, outcome=ran.outcome))
+    whole = Analysis(defined, tuple(records))
+    objective = defined.objectives[0]
+    found = []
+    default = task.truth(Configuration(engine="recorded"))
+    assert default is not None
+    measured_default = whole.value(records[0], objective) or np.nan
+    for verdict in finalists.verdicts(whole, jobs):
+        if verdict.objective != objective.name:
+            continue
+        record = next(record for record in records if record.number == verdict.trial)
+        truth = task.truth(record.configuration)
+        assert truth is not None
+        search = (whole.value(record, objective) or np.nan) / measured_default
+        true = truth.values[0] / default.values[0]
+        found.append(Claim(verdict.ratio, verdict.low, verdict.high, search, true, verdict.answer))
+    return found
+
+
+def definition(task: Task, repeats: int) -> Study:
+    text = STUDY.format(
+        traffic=task.traffic, throughput=task.objectives[0].name, constraint=task.constraints[0].name, repeats=repeats
+    )
+    return study.validate(source.parse(text))[0]
+
+
+def searched(task: Task, seed: int, noise: float, trials: int) -> list[TrialRecord]:
+    arm = Ours(task, seed)
+    records = []
+    for number in range(trials):
+        configuration = arm.ask()
+        assert configuration is not None and arm.proposal is not None
+        ran = task.run(configuration, number, seed, noise)
+        arm.tell(configuration, ran)
+        origin = Origin.DEFAULT if number == 0 else Origin.SEARCH
+        records.append(TrialRecord(number=number, configuration=configuration, origin=origin, outcome=ran.outcome))
+    return records
+
+
+def row(found: list[Claim]) -> list[str]:
+    covered = np.mean([claim.low <= claim.true <= claim.high for claim in found])
+    over = [claim.claimed / claim.true - 1 for claim in found]
+    lucky = [claim.searched / claim.true - 1 for claim in found]
+    wrong = [
+        claim for claim in found if (claim.answer == "better" and claim.true < 1) or (claim.answer == "worse" and claim.true > 1)
+    ]
+    return [str(len(found)), f"{covered:.1%}", f"{np.mean(over):+.2%}", f"{np.mean(lucky):+.2%}", f"{len(wrong) / len(found):.1%}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=200)
+    parser.add_argument("--trials", type=int, default=25)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.03, 0.10])
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    heads = [
+        "noise",
+        "claims",
+        "95 % intervals that hold the truth",
+        "mean overstatement",
+        "the search's own overstatement",
+        "wrong verdicts",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for noise in given.noise:
+        found: list[Claim] = []
+        for index in range(given.studies):
+            task = tasks()[index % 2]
+            found += claims(task, index, noise, given.trials, given.repeats)
+        lines.append("| " + " | ".join([f"{noise:.0%}", *row(found)]) + " |")
+    head = f"# What finalists claim against the truth\n\nCommand: `python benchmarks/search/claims.py {' '.join(sys.argv[1:])}`\n"
+    about = f"{datetime.date.today()}; {given.studies} studies a noise, half on each surface, {given.trials} trials, {given.repeats} rounds.\n\n"
+    text = head + about + "\n".join(lines) + "\n"
+    print(text)
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
