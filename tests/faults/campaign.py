@@ -77,8 +77,13 @@ class Campaign:
     def _take(self, role):
         """One more instant of a role, if one is still wanted."""
         with self._lock:
-            self.quota[role] -= 1
-            return self.quota[role] >= 0
+            wanted = self.quota[role] > 0
+            self.quota[role] -= wanted
+            return wanted
+
+    def _give_back(self, role):
+        with self._lock:
+            self.quota[role] += 1
 
     def _next_role(self, rng):
         with self._lock:
@@ -127,7 +132,7 @@ class Campaign:
                 if strike(rig, {role}, rng, driver, every):
                     struck[role] += 1
                 else:
-                    self.quota[role] += 1
+                    self._give_back(role)
             driver.wait(60)
             assert driver.returncode == 0, rig.log()
         finally:
