@@ -65,6 +65,14 @@ def words(made: SglangEngine, folder: Path, gpus: tuple[int, ...] = (), **values
     return {argv[index]: None if index + 1 in flags or index + 1 == len(argv) else argv[index + 1] for index in flags}
 
 
+def draw(distribution: Distribution, random: Random) -> Scalar:
+    if isinstance(distribution, Choice):
+        return random.choice(distribution.values)
+    if isinstance(distribution, IntRange):
+        return random.randrange(distribution.low, distribution.high + 1, distribution.step)
+    return random.uniform(distribution.low, distribution.high)
+
+
 def test_flags_are_written_with_their_full_names():
     flags = known()
     values = {
@@ -96,6 +104,20 @@ def test_every_parameter_of_the_space_is_a_flag(version):
             choices = flags[member].choices
             if choices is not None and hasattr(parameter, "values"):
                 assert {value for value in parameter.values if value is not None} <= set(choices), member
+
+
+DEFAULTS = {flag.name: flag.default for flag in known().values()} | RESOLVED | {"device": "cuda"}
+"""What the feasibility checks know of the default configuration on an H200."""
+
+
+@pytest.mark.parametrize("name", [name for name, parameter in spaces.load("sglang").parameters.items() if parameter.tuned])
+def test_no_rule_forbids_a_value_of_the_tuned_set_alone(name):
+    file = spaces.load("sglang")
+    parameter, random = file.parameters[name], Random(0)
+    space = Space([EngineSpace(engine="sglang", parameters={name: parameter}, forbid=file.forbid)])
+    for _ in range(30):
+        drawn = space.decode(space.suggest(lambda _, distribution: draw(distribution, random)))
+        assert space.forbidden(drawn, DEFAULTS) is None, drawn
 
 
 def test_the_default_launches_with_nothing_pinned(tmp_path):
@@ -316,14 +338,7 @@ def draws(count: int) -> list[Configuration]:
     parameters = {name: parameter for name, parameter in file.parameters.items() if name not in CPU_CANNOT}
     space = Space([EngineSpace(engine="sglang", parameters=parameters, forbid=file.forbid, fixed={"device": "cpu"})])
 
-    def choose(name: str, distribution: Distribution) -> Scalar:
-        if isinstance(distribution, Choice):
-            return random.choice(distribution.values)
-        if isinstance(distribution, IntRange):
-            return random.randrange(distribution.low, distribution.high + 1, distribution.step)
-        return random.uniform(distribution.low, distribution.high)
-
-    drawn = (space.decode(space.suggest(choose)) for _ in range(1000 * count))
+    drawn = (space.decode(space.suggest(lambda _, distribution: draw(distribution, random))) for _ in range(1000 * count))
     return list(itertools.islice((one for one in drawn if space.forbidden(one) is None), count))
 
 
