@@ -6,6 +6,8 @@
 Writes, below the folder:
     vllm/wheels/*.whl    vllm/v0/part_0, vllm/v1/part_1, ...     vLLM without FlashAttention 2 (Hopper runs version 3)
     sglang/zstd/*.whl    sglang/sglang.tzst                      SGLang with Triton attention, without FlashAttention 3
+    trl/*.whl                                                    TRL and datasets
+    verl/*.whl                                                   verl, and Ray without its Java part
     autotune/*.whl                                               what autotune needs and the host lacks
 
 The host this is for has Python 3.12, torch 2.11.0+cu130, triton 3.6.0, torchvision 0.26 and transformers 5.17. Needs the package
@@ -25,7 +27,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-VLLM, SGLANG = "0.26.0", "0.5.17"
+VLLM, SGLANG, TRL, VERL = "0.26.0", "0.5.17", "1.16.0", "0.9.1"
+ANTLR = "antlr4-python3-runtime==4.9.3"
+"""Hydra's parser, published as source only; it is pure Python."""
 GLIBC = (39, 38, 35, 34, 31, 28, 27, 26, 24, 17, 12, 5)
 PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in GLIBC), "manylinux2014_x86_64", "manylinux1_x86_64"]
 SGLANG_LEFT_OUT = (
@@ -108,7 +112,33 @@ def bundle_autotune(to: Path, _mib: int) -> None:
     download(requirements("autotune"), to)
 
 
-BUNDLES = {"vllm": bundle_vllm, "sglang": bundle_sglang, "autotune": bundle_autotune}
+def bundle_trl(to: Path, _mib: int) -> None:
+    download(requirements(f"trl-{TRL}"), to)
+
+
+def bundle_verl(to: Path, _mib: int) -> None:
+    download(requirements(f"verl-{VERL}"), to)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(to), ANTLR], check=True)
+    without(next(to.glob("ray-*.whl")), "ray/jars/")
+
+
+def without(wheel: Path, folder: str) -> None:
+    """Drop a folder from a wheel."""
+    lean = wheel.with_suffix(".lean")
+    with zipfile.ZipFile(wheel) as whole, zipfile.ZipFile(lean, "w", zipfile.ZIP_DEFLATED) as kept:
+        for name in whole.namelist():
+            if not name.startswith(folder):
+                kept.writestr(whole.getinfo(name), whole.read(name))
+    lean.replace(wheel)
+
+
+BUNDLES = {
+    "vllm": bundle_vllm,
+    "sglang": bundle_sglang,
+    "trl": bundle_trl,
+    "verl": bundle_verl,
+    "autotune": bundle_autotune,
+}
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ for name in "$@"; do
   site=$(environment "$name")
   case $name in
   autotune) wheels "$site" "$pieces/autotune" && pwd >"$site/autotune.pth" ;;
+  trl | verl) wheels "$site" "$pieces/$name" ;;
   vllm)
     wheels "$site" "$pieces/vllm/wheels"
     find "$pieces/vllm" -name 'part_*' | sort -V | xargs cat | tar xz -C "$site"
@@ -41,7 +42,7 @@ with open(sys.argv[1], "rb") as file:
     tarfile.open(fileobj=stream, mode="r|").extractall(sys.argv[2], filter="fully_trusted")
 PYTHON
     ;;
-  *) echo "There is no bundle $name; there are vllm, sglang and autotune." >&2 && exit 2 ;;
+  *) echo "There is no bundle $name; there are vllm, sglang, trl, verl and autotune." >&2 && exit 2 ;;
   esac
   touch ".venvs/$name/ready"
 done
