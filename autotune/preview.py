@@ -12,6 +12,7 @@ from pydantic import Field
 from autotune import ledger
 from autotune.engines.base import Context, Engine, Identity
 from autotune.errors import AutotuneError
+from autotune.metrics import lookup
 from autotune.parameters import Parameter
 from autotune.plan import Plan
 from autotune.secrets import redact
@@ -168,7 +169,18 @@ def _history(store: Path, engine: Engine) -> Iterator[float]:
                     yield sum(spent)
 
 
+def _backwards(plan: Plan) -> Iterator[str]:
+    """Goals that ask for the worse end of their metric: allowed, and more often a slip."""
+    asked = [(objective.name, objective.selector, objective.direction) for objective in plan.study.objectives]
+    bounds = [(one.name, one.selector, "minimize" if one.op == "<=" else "maximize") for one in plan.study.constraints]
+    for name, selector, direction in [*asked, *bounds]:
+        better = lookup(selector.metric).direction
+        if better not in ("none", direction):
+            yield f"{name}: {'higher' if better == 'maximize' else 'lower'} is better for this metric, and the study asks for the opposite."
+
+
 def _warnings(plan: Plan) -> Iterator[str]:
+    yield from _backwards(plan)
     for kind, space in plan.space.engines.items():
         lossy = [name for name, parameter in space.parameters.items() if parameter.lossy]
         if lossy:

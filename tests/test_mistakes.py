@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autotune import plan, process
+from autotune import plan, preview, process
 from autotune.errors import InvalidInput
 
 STUDY = """\
@@ -280,3 +280,19 @@ def test_a_mistake_in_a_space_file_of_ones_own_points_there(tmp_path):
 def test_scientific_numbers_are_numbers(tmp_path, number):
     (mistake,) = checked(STUDY.replace(FIXED, f"{{block_size: {number}}}"), tmp_path)
     assert f"Found {float(number)!r}" in str(mistake)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "noted"),
+    [
+        (OBJECTIVE, "- minimize: output_tokens_per_s", "output_tokens_per_s: higher is better"),
+        ("p99 <= 500", "p99 >= 500", "ttft_ms.p99 >= 500 @ request_rate=30: lower is better"),
+        (OBJECTIVE, OBJECTIVE, None),
+    ],
+)
+def test_a_goal_the_wrong_way_round_is_noted(tmp_path, old, new, noted):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.replace(old, new))
+    warnings = preview.preview(plan.read(path, tmp_path / "store")).warnings
+    assert any("asks for the opposite" in warning for warning in warnings) == (noted is not None)
+    assert noted is None or any(warning.startswith(noted) for warning in warnings)
