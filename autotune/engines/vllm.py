@@ -53,7 +53,8 @@ class VllmOptions(EngineOptions):
     """Fork the engine's processes from the server's instead of starting each with imports of its own.
 
     On two busy cores a CPU server was up after 18 s instead of 103 s. Forked processes share what they have imported, so peak
-    memory is lower than that of a server started by hand, by 0.5 GiB there: leave it off where memory is an objective.
+    memory is lower than that of a server started by hand, by 0.5 GiB there: leave it off where memory is an objective. On
+    a CPU with more than two cores the computing threads also move between the cores that they would be bound to.
     """
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import urllib.request
 
@@ -76,8 +75,7 @@ def test_it_launches_serves_and_leaves_nothing(fork, engine, context):
         assert 0.3 < session.resources()["peak_memory_gib"] < 20
     stopped = session.stop()
     assert (stopped["returncode"], stopped["killed"]) == (0, 0)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", int(launch.endpoint.rpartition(":")[2])))
+    assert process.port_listener(int(launch.endpoint.rpartition(":")[2])) is None
 
 
 @pytest.mark.engine
