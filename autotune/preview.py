@@ -176,7 +176,8 @@ def _backwards(plan: Plan) -> Iterator[str]:
     for name, selector, direction in [*asked, *bounds]:
         better = lookup(selector.metric).direction
         if better not in ("none", direction):
-            yield f"{name}: {'higher' if better == 'maximize' else 'lower'} is better for this metric, and the study asks for the opposite."
+            end = "higher" if better == "maximize" else "lower"
+            yield f"{name}: {end} is better for this metric, and the study asks for the opposite."
 
 
 def _warnings(plan: Plan) -> Iterator[str]:
