@@ -45,15 +45,15 @@ def reader(samples: int) -> Callable[[Mapping[str, Any]], Step | Begin | None]:
     """Reads one line of verl's file logger."""
 
     def read(record: Mapping[str, Any]) -> Step | None:
-        data: Mapping[str, Any] = record.get("data", {})
+        data = {key: float(value) for key, value in record.get("data", {}).items() if isinstance(value, int | float)}
         metrics: dict[str, float | None] = {
-            name: next((float(data[theirs]) for theirs in names if theirs in data), None) for name, names in _METRICS.items()
+            name: next((data[theirs] for theirs in names if theirs in data), None) for name, names in _METRICS.items()
         }
         seconds = metrics["step_s"]
         if seconds is None:
             return None
         for name, parts in _SUMS.items():
-            known = [float(data[part]) for part in parts if part in data]
+            known = [data[part] for part in parts if part in data]
             metrics[name] = sum(known) if known else None
         tokens = data.get("perf/total_num_tokens")
         metrics |= {"sps": samples / seconds, "fresh_sps": samples / seconds}

@@ -164,9 +164,9 @@ def test_recorded_ppo_steps_count_the_critic():
 
 def test_a_loss_that_is_not_finite_is_broken():
     raw = json.loads((DATA / "verl_grpo_steps.jsonl").read_text().splitlines()[0])
-    raw["data"]["actor/pg_loss"] = float("nan")
+    raw["data"] |= {"actor/pg_loss": float("nan"), "actor/entropy": None, "actor/note": "text"}
     step = reader(64)(raw)
-    assert step.broken == ("loss",) and "loss" not in step.metrics
+    assert step.broken == ("loss",) and not {"loss", "entropy"} & set(step.metrics)
 
 
 def test_a_record_without_a_step_time_is_no_step():
