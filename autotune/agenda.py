@@ -168,7 +168,7 @@ class Agenda:
         if budget.gpu_minutes is not None and self.spent_minutes() >= budget.gpu_minutes:
             return f"The budget of {budget.gpu_minutes:g} GPU-minutes is spent."
         plateau = self.plan.study.search.plateau
-        if plateau and flat(self.screening.volumes, plateau):
+        if plateau and flat(self.screening.growth.volumes, plateau):
             return f"The last {plateau} trials added less than {GROWTH:.0%} to the hypervolume."
         return None
 

@@ -31,12 +31,8 @@ class Screening:
         self.study = study
         self._trials: dict[int, tuple[TrialRecord, Score | None]] = {}
         self._warned = False
-
-    @property
-    def volumes(self) -> tuple[float, ...]:
-        """Hypervolume after each trial of the search."""
-        searched = [found for _, (record, found) in sorted(self._trials.items()) if record.origin not in _REPEATS]
-        return stopping.volumes(searched, [objective.direction for objective in self.study.objectives])
+        self.growth = stopping.Growth([objective.direction for objective in study.objectives])
+        self._searched = 0
 
     def hear(self, record: TrialRecord, found: Score | None) -> list[str]:
         """Take a finished trial; returns sentences for the user."""
@@ -44,9 +40,12 @@ class Screening:
         said = default_says(record) if record.origin is Origin.DEFAULT else []
         said += self._affordable(record) if record.origin is Origin.DEFAULT else []
         said += self._noise() if record.origin is Origin.BASELINE else []
-        count = sum(each.origin not in _REPEATS for each, _ in self._trials.values())
-        if record.origin not in _REPEATS and count % EVERY == 0:
-            gain = stopping.next_gain(self.volumes)
+        if record.origin in _REPEATS:
+            return said
+        self.growth.add(found)
+        self._searched += 1
+        if self._searched % EVERY == 0:
+            gain = stopping.next_gain(self.growth.volumes)
             said += [f"The next trial is expected to add {gain:.1%} to the hypervolume."] if gain is not None else []
         return said
 

@@ -7,19 +7,55 @@ from collections.abc import Sequence
 from autotune import pareto
 from autotune.score import Score
 
+SETTLED = 10
+"""Feasible trials from which the reference point is taken."""
 GROWTH = 0.01
 """Growth of the hypervolume over the last trials, relative to what there is, below which a search counts as flat."""
 MEMORY = 10
 """Trials over which the recent growth is averaged."""
 
 
-def volumes(scores: Sequence[Score | None], directions: Sequence[pareto.Direction]) -> tuple[float, ...]:
-    """Hypervolume of the feasible trials after each trial, in order; None stands for a failed one."""
-    points = [found.values if found is not None and found.feasible else None for found in scores]
-    known = [point for point in points if point is not None]
-    if not known:
-        return tuple(0.0 for _ in points)
-    return pareto.hypervolume_history(points, directions, pareto.nadir_reference(known, directions))
+class Growth:
+    """The hypervolume after each trial, kept up at the cost of the front's size.
+
+    The reference is the nadir of the first ten feasible trials, then fixed: volumes under different references cannot be
+    compared, and computing all of them anew at every trial would make the ten-thousandth one slow.
+    """
+
+    def __init__(self, directions: Sequence[pareto.Direction]) -> None:
+        self.directions = tuple(directions)
+        self.volumes: list[float] = []
+        self._early: list[tuple[float, ...] | None] = []
+        self._feasible = 0
+        self._reference: pareto.Reference | None = None
+        self._front: list[tuple[float, ...]] = []
+
+    def add(self, found: Score | None) -> None:
+        """Take the next trial; None for one that failed."""
+        point = found.values if found is not None and found.feasible else None
+        if self._feasible < SETTLED:
+            self._early.append(point)
+            self._feasible += point is not None
+            self._anew()
+            return
+        self.volumes.append(self._with(point))
+
+    def _anew(self) -> None:
+        known = [point for point in self._early if point is not None]
+        self._front, self.volumes = [], [0.0] * len(self._early)
+        if known:
+            self._reference = pareto.nadir_reference(known, self.directions)
+            self.volumes = [self._with(point) for point in self._early]
+
+    def _with(self, point: tuple[float, ...] | None) -> float:
+        if point is None:
+            return self._volume()
+        points = [*self._front, point]
+        self._front = [points[index] for index in pareto.front(points, self.directions)]
+        return self._volume()
+
+    def _volume(self) -> float:
+        return pareto.hypervolume(self._front, self.directions, self._reference) if self._reference and self._front else 0.0
 
 
 def flat(volumes: Sequence[float], trials: int) -> bool:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import itertools
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune import pareto
 from autotune.score import Objective, Score, Selector
 from autotune.search import screening
-from autotune.search.stopping import flat, next_gain
+from autotune.search.stopping import Growth, flat, next_gain
 from autotune.trial import Configuration, Measured, Measurement, Origin, Row, TrialRecord
 
 OBJECTIVES = (Objective(selector=Selector.parse("output_tokens_per_s"), direction="maximize"),)
@@ -80,3 +84,18 @@ def test_the_default_launched_again_tells_the_noise():
 def test_what_the_budget_still_buys():
     assert screening.trials_affordable([record({10: 1})] * 3, 16.0, 6.0) == 5
     assert screening.trials_affordable([record({10: 1})], None, 2.0) is None
+
+
+@given(st.lists(st.tuples(st.floats(1, 100), st.floats(1, 100), st.booleans()), max_size=40))
+def test_the_hypervolume_never_shrinks_and_is_that_of_all_points_once_settled(trials):
+    directions = ("maximize", "minimize")
+    growth = Growth(directions)
+    for one, other, feasible in trials:
+        growth.add(Score(values=(one, other), violations=(-0.1 if feasible else 0.1,)))
+    growth.add(None)
+    assert len(growth.volumes) == len(trials) + 1
+    assert all(later >= earlier - 1e-9 for earlier, later in itertools.pairwise(growth.volumes))
+    points = [(one, other) for one, other, feasible in trials if feasible]
+    if points:
+        reference = pareto.nadir_reference(points[:10], directions)
+        assert growth.volumes[-1] == pytest.approx(pareto.hypervolume(points, directions, reference))
