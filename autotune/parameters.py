@@ -13,6 +13,9 @@ from pydantic import Field, field_validator, model_validator
 from autotune.expression import ExpressionError, parse
 from autotune.trial import Frozen, Scalar, Value
 
+MAX_INTEGER = 1 << 53
+"""Beyond it a whole number is no longer exact as a float, which samplers compute in."""
+
 
 @dataclass(frozen=True)
 class IntRange:
@@ -109,8 +112,8 @@ class _Ranged(Parameter):
 
 class IntParameter(_Ranged):
     kind: Literal["int"]
-    low: int
-    high: int
+    low: int = Field(ge=-MAX_INTEGER, le=MAX_INTEGER)
+    high: int = Field(ge=-MAX_INTEGER, le=MAX_INTEGER)
     step: int = Field(default=1, gt=0)
     log: bool = False
 

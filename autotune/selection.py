@@ -45,6 +45,7 @@ class Selection:
                 chosen.update(self.own(place, section))
                 rules += self.rules(place, section)
             self.without_fixed(chosen)
+            self.once(chosen)
             chosen = self.ordered(chosen)
             if not chosen and not self.mistakes:
                 self.note(("search_space",), f"Nothing is left to tune for the engine {self.kind!r}.")
@@ -63,7 +64,7 @@ class Selection:
     def include(self) -> bool:
         """Load the space file; False when that failed, so that nothing can be said about its names."""
         for place, section in self.sections():
-            name = section.include or (self.kind if self.kind in self.shipped else None)
+            name = section.include if section.include is not None else self.kind if self.kind in self.shipped else None
             if name is None:
                 continue
             try:
@@ -196,6 +197,16 @@ class Selection:
                 self.note(self.places[name], f"{both[0]!r} is fixed by the engine section and tuned here; choose one.")
             if both:
                 del chosen[name]
+
+    def once(self, chosen: Mapping[str, AnyParameter]) -> None:
+        """Note each of the engine's names that two parameters would set."""
+        owners: dict[str, str] = {}
+        for name, parameter in chosen.items():
+            for member in sorted(conditions.settable({name: parameter})):
+                other = owners.setdefault(member, name)
+                if other != name:
+                    place = self.places.get(name) or self.places.get(other) or ("search_space",)
+                    self.note(place, f"{member!r} is set by two parameters, {other!r} and {name!r}; choose one.")
 
     def ordered(self, chosen: dict[str, AnyParameter]) -> dict[str, AnyParameter]:
         """The parameters so that each comes after those its condition reads."""
