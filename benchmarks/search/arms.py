@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import optuna
@@ -47,6 +48,7 @@ class Ours(Arm):
         ladder: bool = True,
         warm: Sequence[Configuration] = (),
         sampler: str = "auto",
+        strategy: Literal["joint", "staged"] = "joint",
     ) -> None:
         engine = RecordedEngine(RecordedOptions(kind="recorded"))
         resolved = engine.preflight([Configuration(engine="recorded")])[0].resolved
@@ -54,17 +56,17 @@ class Ours(Arm):
         memory = engine.memory_model(resolved)
         rungs = Ladder(whole, {"recorded": Known(resolved=resolved, memory=memory if ladder else None)})
         shape = RecordedWorkload(RecordedWorkloadOptions(kind="recorded", traffic=task.traffic)).request_shape()
-        roofline = Roofline(memory, engine.identity().device, shape, resolved)
+        self.roofline = Roofline(memory, engine.identity().device, shape, resolved)
         self.driver = Driver(
             whole,
             task.directions,
             [constraint.name for constraint in task.constraints],
-            Search(seed=seed, sampler=sampler),
+            Search(seed=seed, sampler=sampler, strategy=strategy),
             first=[First(configuration=one, origin=Origin.WARM_START) for one in warm],
             resolved={"recorded": resolved},
             feasible=rungs.feasible,
             learn=rungs.learn,
-            prior=(lambda pool, random: pick(roofline.predict, task.objectives, pool, random)) if prior else None,
+            prior=(lambda pool, random: pick(self.roofline.predict, task.objectives, pool, random)) if prior else None,
         )
         self.proposal: Proposal | None = None
 
@@ -135,6 +137,7 @@ def arms(slow: bool) -> dict[str, Callable[[Task, int], Arm]]:
         "ours": lambda task, seed: Ours(task, seed),
         "ours, no prior": lambda task, seed: Ours(task, seed, prior=False),
         "ours, no prior, no memory bound": lambda task, seed: Ours(task, seed, prior=False, ladder=False),
+        "staged, one parameter after the other": lambda task, seed: Ours(task, seed, prior=False, strategy="staged"),
         "Optuna TPE": lambda task, seed: Plain(task, optuna.samplers.TPESampler(seed=seed)),
         "Optuna NSGA-II": lambda task, seed: Plain(task, optuna.samplers.NSGAIISampler(seed=seed)),
         "Optuna TPE, one load": lambda task, seed: Plain(

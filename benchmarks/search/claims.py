@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shlex
 import sys
 import warnings
 from dataclasses import dataclass
@@ -132,8 +133,9 @@ def main() -> None:
             task = tasks()[index % 2]
             found += claims(task, index, noise, given.trials, given.repeats)
         lines.append("| " + " | ".join([f"{noise:.0%}", *row(found)]) + " |")
-    head = f"# What finalists claim against the truth\n\nCommand: `python benchmarks/search/claims.py {' '.join(sys.argv[1:])}`\n"
-    about = f"{datetime.date.today()}; {given.studies} studies a noise, half on each surface, {given.trials} trials, {given.repeats} rounds.\n\n"
+    head = f"# What finalists claim against the truth\n\nCommand: `python benchmarks/search/claims.py {shlex.join(sys.argv[1:])}`\n"
+    about = f"{datetime.date.today()}; {given.studies} studies a noise, half on each surface; {given.trials} trials, "
+    about += f"{given.repeats} rounds.\n\n"
     text = head + about + "\n".join(lines) + "\n"
     print(text)
     if given.out:

@@ -61,7 +61,8 @@ def main() -> None:
                 lines.append(f"| {number + 1} | " + " | ".join(cells) + " |")
                 print(lines[-1], flush=True)
     head = f"# What the driver costs\n\nCommand: `python benchmarks/search/cost.py {' '.join(sys.argv[1:])}`\n"
-    about = f"{datetime.date.today()}; default policy, {WINDOW} trials before each mark; the recorded engine's own time is left out.\n\n"
+    about = f"{datetime.date.today()}; default policy, mean of the {WINDOW} trials before each mark; the recorded engine's own "
+    about += "time is left out. `record` is two lines of the ledger, each forced to disk.\n\n"
     text = head + about + "\n".join(lines) + "\n"
     print(text)
     if given.out:
