@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from autotune import proc
+from autotune.ending import end
 from autotune.errors import AutotuneError, MissingPrerequisite
 from autotune.logs import LogReader, tail
 from autotune.ports import answers_for, free_port, port_listener, wait_gone
 from autotune.proc import TAG_VARIABLE, Proc, make_tag, tagged
+from autotune.reaper import Reaped, reap, scratch_root
 from autotune.resident import PeakMemory, tree_memory_bytes
 from autotune.secrets import is_secret_name
 
@@ -52,11 +52,6 @@ __all__ = [
     "wait_gone",
 ]
 
-_POLL_S = 0.05
-_TERM_OTHERS_S = 3.0
-"""How long the leader's children get after their own TERM, once the leader is gone."""
-_KILL_WAIT_S = 15.0
-"""How long a killed process may take to vanish; a GPU driver unmaps memory of a killed process for seconds."""
 _KEPT_SECRETS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 """Credentials that an engine may need, to fetch the model."""
 _DROPPED = ("AUTOTUNE_", "MLFLOW_", "PYTEST_", "TORCHELASTIC_")
@@ -82,20 +77,6 @@ class Completed:
     stderr: str
     seconds: float
     timed_out: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Reaped:
-    """One trial's leftovers that were ended."""
-
-    study: str
-    trial: str
-    pids: tuple[int, ...]
-    survivors: tuple[int, ...]
-
-    def __str__(self) -> str:
-        said = f"{len(self.pids)} processes of trial {self.trial} of study {self.study}"
-        return f"{said}; {len(self.survivors)} did not end" if self.survivors else said
 
 
 @dataclass
@@ -219,56 +200,6 @@ def run(
     return Completed(popen.returncode, out.decode(errors="replace"), err.decode(errors="replace"), seconds, timed_out)
 
 
-def end(
-    members: Callable[[], list[Proc]], leader: int | None, grace_s: float, reap_child: Callable[[], object] = lambda: None
-) -> tuple[int, tuple[int, ...]]:
-    """End a tree: TERM to the leader (to all when it is gone), TERM to what outlives it, then KILL.
-
-    Returns how many needed KILL and which ids survived even that.
-    """
-    deadline = time.monotonic() + grace_s
-    first = [one for one in members() if one.pid == leader] or members()
-    _signal_all(first, signal.SIGTERM)
-    left = _await(members, deadline, reap_child, until=lambda left: all(one.pid != leader for one in left))
-    if left and time.monotonic() < deadline:
-        _signal_all(left, signal.SIGTERM)
-        left = _await(members, min(deadline, time.monotonic() + _TERM_OTHERS_S), reap_child)
-    killed = set[tuple[int, int]]()
-    deadline = time.monotonic() + _KILL_WAIT_S
-    while left and time.monotonic() < deadline:
-        killed |= {one.identity for one in left}
-        _signal_all(left, signal.SIGKILL)
-        left = _await(members, min(deadline, time.monotonic() + 0.5), reap_child)
-    return len(killed), tuple(one.pid for one in left)
-
-
-def reap(store: Path | None = None) -> list[Reaped]:
-    """End every tagged process whose driver is gone, of one store or (None) of any, and remove such drivers' scratch folders.
-
-    A process whose driver still runs, or was in another pid namespace, is left alone.
-    """
-    wanted = None if store is None else proc.store_digest(store)
-    mine = proc.lineage()
-    tags = {text for pid in proc.table() if pid not in mine and (text := proc.tag_of(pid)) is not None}
-    reaped = []
-    for text in sorted(tags):
-        tag = proc.parse_tag(text)
-        if tag is None or (wanted is not None and tag.store != wanted) or proc.driver_alive(tag):
-            continue
-        pids = tuple(one.pid for one in proc.members(text))
-        _, survivors = end(lambda text=text: proc.members(text), None, 3.0)  # type: ignore[misc]
-        reaped.append(Reaped(tag.study, tag.trial, pids, survivors))
-    _remove_orphaned_scratch()
-    return reaped
-
-
-def scratch_root() -> Path:
-    """Where this driver's trials keep what must not outlive them. Its name says whose it is, so that `reap` can judge it."""
-    me = proc.look(os.getpid())
-    assert me is not None, "this process is in the process table"
-    return Path(tempfile.gettempdir()) / f"autotune-{proc.pid_namespace()}-{me.pid}-{me.start}"
-
-
 def inherited_environment() -> dict[str, str]:
     """This process's environment without credentials (but the model hub's), its own variables and other launchers' leftovers."""
     return {name: value for name, value in os.environ.items() if _passes_on(name)}
@@ -306,42 +237,3 @@ def _affinity(cpus: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def _signal_all(targets: Iterable[Proc], number: signal.Signals) -> None:
-    for target in targets:
-        with contextlib.suppress(OSError):
-            handle = os.pidfd_open(target.pid)
-            try:
-                now = proc.look(target.pid)
-                if now is not None and now.start == target.start:
-                    signal.pidfd_send_signal(handle, number)
-                    if number is signal.SIGTERM:
-                        signal.pidfd_send_signal(handle, signal.SIGCONT)  # a stopped process cannot act on TERM
-            finally:
-                os.close(handle)
-
-
-def _await(
-    members: Callable[[], list[Proc]],
-    deadline: float,
-    reap_child: Callable[[], object],
-    until: Callable[[list[Proc]], bool] = lambda left: False,
-) -> list[Proc]:
-    """Wait for the tree to be empty, for `until`, or for the deadline; returns who is left."""
-    while True:
-        reap_child()
-        left = members()
-        if not left or until(left) or time.monotonic() >= deadline:
-            return left
-        time.sleep(_POLL_S)
-
-
-def _remove_orphaned_scratch() -> None:
-    for folder in Path(tempfile.gettempdir()).glob("autotune-*-*-*"):
-        parts = folder.name.split("-")[1:]
-        if len(parts) != 3 or not all(part.isdecimal() for part in parts) or folder.is_symlink():
-            continue
-        namespace, pid, begun = (int(part) for part in parts)
-        if not proc.driver_alive(proc.Tag("", namespace, pid, begun, "", "", "")):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,63 @@
+"""Finds what a killed driver left behind, by tag and by the name of its scratch folder, and ends only that."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from autotune import proc
+from autotune.ending import end
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """One trial's leftovers that were ended."""
+
+    study: str
+    trial: str
+    pids: tuple[int, ...]
+    survivors: tuple[int, ...]
+
+    def __str__(self) -> str:
+        said = f"{len(self.pids)} processes of trial {self.trial} of study {self.study}"
+        return f"{said}; {len(self.survivors)} did not end" if self.survivors else said
+
+
+def reap(store: Path | None = None) -> list[Reaped]:
+    """End every tagged process whose driver is gone, of one store or (None) of any, and remove such drivers' scratch folders.
+
+    A process whose driver still runs, or was in another pid namespace, is left alone.
+    """
+    wanted = None if store is None else proc.store_digest(store)
+    mine = proc.lineage()
+    tags = {text for pid in proc.table() if pid not in mine and (text := proc.tag_of(pid)) is not None}
+    reaped = []
+    for text in sorted(tags):
+        tag = proc.parse_tag(text)
+        if tag is None or (wanted is not None and tag.store != wanted) or proc.driver_alive(tag):
+            continue
+        pids = tuple(one.pid for one in proc.members(text))
+        _, survivors = end(lambda text=text: proc.members(text), None, 3.0)  # type: ignore[misc]
+        reaped.append(Reaped(tag.study, tag.trial, pids, survivors))
+    _remove_orphaned_scratch()
+    return reaped
+
+
+def scratch_root() -> Path:
+    """Where this driver's trials keep what must not outlive them. Its name says whose it is, so that `reap` can judge it."""
+    me = proc.look(os.getpid())
+    assert me is not None, "this process is in the process table"
+    return Path(tempfile.gettempdir()) / f"autotune-{proc.pid_namespace()}-{me.pid}-{me.start}"
+
+
+def _remove_orphaned_scratch() -> None:
+    for folder in Path(tempfile.gettempdir()).glob("autotune-*-*-*"):
+        parts = folder.name.split("-")[1:]
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts) or folder.is_symlink():
+            continue
+        namespace, pid, begun = (int(part) for part in parts)
+        if not proc.driver_alive(proc.Tag("", namespace, pid, begun, "", "", "")):
+            shutil.rmtree(folder, ignore_errors=True)
