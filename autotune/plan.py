@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autotune import checks, engines, flag_checks, spaces, study, validation, workloads
+from autotune import checks, engines, flag_checks, gpu, spaces, study, validation, workloads
 from autotune.engines.base import Engine, Identity, Verdict
 from autotune.errors import InvalidInput, Mistake
 from autotune.search import samplers
@@ -112,6 +112,7 @@ def confirm(plan: Plan) -> Plan:
         resolved[kind] = {"device": identities[kind].device, **verdicts[0].resolved, **engine.options.fixed}
         known[kind] = frozenset(flags) | resolved[kind].keys()
         collected.extend(_refusals(plan, kind, verdicts))
+        collected.extend(_too_many_gpus(plan, kind))
     if len(known) == len(plan.engines):
         collected.extend(flag_checks.expressions(plan.study, plan.text, plan.space, known))
     collected.finish()
@@ -176,3 +177,16 @@ def _refusals(plan: Plan, kind: str, verdicts: list[Verdict]) -> Iterator[Mistak
     for index, verdict in zip(asked, verdicts[1:], strict=True):
         if verdict.refused is not None:
             yield plan.text.mistake(("first_trials", index), f"{kind} refuses this configuration: {verdict.refused}")
+
+
+def _too_many_gpus(plan: Plan, kind: str) -> Iterator[Mistake]:
+    """Configurations that this machine's GPUs are too few for; another executor's machines are not known here."""
+    found = len(gpu.devices()) if plan.study.executor.kind in ("auto", "local") else 0
+    index = next(index for index, section in enumerate(plan.study.engine) if section.get("kind") == kind)
+    asked: list[tuple[Place, Configuration]] = [(checks.engine_place(plan.text, index), Configuration(engine=kind))]
+    asked += [(("first_trials", place), one) for place, one in enumerate(plan.first) if one.engine == kind]
+    for place, configuration in asked if found else []:
+        need = plan.engines[kind].gpus_needed(configuration)
+        if need > found:
+            yield plan.text.mistake(place, f"A trial of this needs {need} GPUs, and this machine has {found}.")
+            return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autotune import plan, preview, process
+from autotune import gpu, plan, preview, process
 from autotune.errors import InvalidInput
 
 STUDY = """\
@@ -302,3 +302,10 @@ def test_a_goal_the_wrong_way_round_is_noted(tmp_path, old, new, noted):
     warnings = preview.preview(plan.read(path, tmp_path / "store")).warnings
     assert any("asks for the opposite" in warning for warning in warnings) == (noted is not None)
     assert noted is None or any(warning.startswith(noted) for warning in warnings)
+
+
+def test_more_gpus_than_the_machine_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "devices", lambda: (gpu.Device(index=0, uuid="GPU-0", name="card", total_bytes=1 << 30),))
+    (mistake,) = checked(STUDY.replace(NOISE, "gpus: 2"), tmp_path)
+    assert (mistake.line, mistake.path) == (3, "engine")
+    assert "needs 2 GPUs, and this machine has 1" in str(mistake)
