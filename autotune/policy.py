@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,10 +10,11 @@ from autotune import gpu, models
 from autotune.feasibility.ladder import Known, Ladder
 from autotune.ledger import Ledger
 from autotune.plan import Plan
+from autotune.score import Objective, score
 from autotune.search import warm_start
 from autotune.search.driver import Driver, First, Prior
-from autotune.search.prior import Roofline, pick
-from autotune.trial import Configuration, Origin
+from autotune.search.prior import Roofline, agreement, pick
+from autotune.trial import Configuration, Origin, TrialFailed, TrialRecord
 
 FIRST = "first"
 """The ledger's note of the first trials, so that a resumed study keeps those it began with."""
@@ -93,3 +94,29 @@ def prior(plan: Plan) -> Prior | None:
         return pick(predict, plan.study.objectives, pool, random)
 
     return choose
+
+
+def prior_says(plan: Plan, records: Iterable[TrialRecord]) -> list[str]:
+    """How well the roofline ranked what was measured since, objective by objective."""
+    known = rooflines(plan)
+    measured = [record for record in records if record.measurement is not None and record.configuration.engine in known]
+    told = [(known[record.configuration.engine].predict(record.configuration), record) for record in measured]
+    said = []
+    for objective in plan.study.objectives:
+        metric = objective.selector.metric.partition(".")[0]
+        pairs = [(predicted[metric], _value(record, objective)) for predicted, record in told if metric in predicted]
+        both = [(predicted, value) for predicted, value in pairs if value is not None]
+        found = agreement([predicted for predicted, _ in both], [value for _, value in both])
+        if found is not None:
+            said.append(
+                f"The roofline ranked {len(both)} trials in {objective.name}; its rank correlation with them is {found:.2f}."
+            )
+    return said
+
+
+def _value(record: TrialRecord, objective: Objective) -> float | None:
+    assert record.measurement is not None
+    try:
+        return score(record.measurement, [objective]).values[0]
+    except TrialFailed:
+        return None

@@ -81,6 +81,8 @@ class _Loop:
         trials = self.agenda.plan.study.budget.trials
         self.reporter.expect(trials, None)
         self.work(self.agenda.next)
+        for sentence in policy.prior_says(self.agenda.plan, self.agenda.ledger.records.values()):
+            self.reporter.say(sentence)
         if not self.interrupts.stopping and self.agenda.stopped is not None and (left := self.agenda.plan_finals()):
             self.reporter.say(f"{self.agenda.stopped} The front is now measured again beside the default: {left} trials.")
             self.reporter.expect(trials + left, None)
