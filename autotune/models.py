@@ -112,8 +112,11 @@ def faults(model: str) -> Iterator[Mistake]:
 def facts(model: str) -> ModelFacts | None:
     """The facts of a study's model without touching the network.
 
-    None for a hub name that was never downloaded here. Raises NotFound for an unknown synthetic name.
+    None for a hub name that was never downloaded here, and for a model that a training engine makes for itself.
+    Raises NotFound for an unknown synthetic name.
     """
+    if model.startswith(synthetic.TRAINABLE):
+        return None
     if synthetic.is_synthetic(model):
         return facts_of(synthetic.config(model))
     path = _config_file(model)

@@ -26,6 +26,8 @@ from autotune.errors import NotFound, nearest
 from autotune.trial import digest_of
 
 PREFIX = "synthetic:"
+TRAINABLE = "synthetic:learner-"
+"""Begins the names of the models that training engines make for themselves; they have no shape here."""
 _FORMAT = 1
 """Raised whenever the files made for the same shape change, so that caches are not mixed."""
 

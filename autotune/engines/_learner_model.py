@@ -6,8 +6,8 @@ from pathlib import Path
 
 from autotune import process
 from autotune.errors import AutotuneError, NotFound, nearest
+from autotune.synthetic import PREFIX, TRAINABLE
 
-PREFIX = "synthetic:"
 SIZES = ("tiny", "small", "0.6b")
 FOLDER = Path(__file__).parent / "_learner"
 """Holds the maker and the rewards; put on PYTHONPATH so that a trainer can import the rewards."""
@@ -18,13 +18,12 @@ def size_of(model: str) -> str | None:
     """The size that a model name asks for, None for a real model. Raises NotFound for a synthetic one that is not there."""
     if not model.startswith(PREFIX):
         return None
-    names = {f"learner-{size}": size for size in SIZES}
-    name = model.removeprefix(PREFIX)
-    if name not in names:
-        close = nearest(name, names)
-        hint = f" Did you mean {PREFIX + close!r}?" if close else ""
-        raise NotFound(f"There is no trainable synthetic model {model!r}; there are {', '.join(PREFIX + n for n in names)}.{hint}")
-    return names[name]
+    names = {TRAINABLE + size: size for size in SIZES}
+    if model not in names:
+        close = nearest(model, names)
+        hint = f" Did you mean {close!r}?" if close else ""
+        raise NotFound(f"There is no trainable synthetic model {model!r}; there are {', '.join(names)}.{hint}")
+    return names[model]
 
 
 def folder(model: str, family: str, cache: Path) -> Path | None:

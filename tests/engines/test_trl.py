@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune import engines, process, spaces, workloads
+from autotune import models as models_room
 from autotune.engines._training import Begin
 from autotune.engines.base import Context
 from autotune.engines.trl import read_line, reseed
@@ -159,6 +160,12 @@ def test_no_point_of_the_space_breaks_trls_arithmetic(space, data):
     values = found.values
     generated = values["per_device_train_batch_size"] * values["steps_per_generation"]
     assert (space.forbidden(found) is None) == (generated % values["num_generations"] == 0)
+
+
+def test_a_model_that_only_training_knows_stops_no_study():
+    assert models_room.facts("synthetic:learner-tiny") is None
+    with pytest.raises(NotFound):
+        models_room.facts("synthetic:no-such-model")
 
 
 def test_old_names_are_answered():
