@@ -179,7 +179,7 @@ class Window(Frozen):
     """When is measured. Seconds."""
 
     warm_up_s: float = Field(default=10.0, ge=0)
-    """Longest warm-up of a level; it ends earlier once TTFT is flat."""
+    """Longest warm-up of a level; it ends earlier once TTFT is flat, and later when a closed loop's first wave takes longer."""
     measure_s: PositiveFloat = 20.0
     deadline_s: PositiveFloat = 60.0
     """A request unfinished this long after its intended arrival is cut and counted as unfinished."""

@@ -25,6 +25,11 @@ class WarmUp:
         self._seen.extend(ttfts)
 
     @property
+    def turned_over(self) -> bool:
+        """Whether as many requests have finished as there are users."""
+        return len(self._seen) >= self._users
+
+    @property
     def flat(self) -> bool:
         """Whether measuring can begin."""
         stretch = max(STRETCH, self._users // 2)
