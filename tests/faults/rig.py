@@ -29,6 +29,7 @@ objectives: [{{maximize: output_tokens_per_s}}, {{minimize: ttft_ms.p99}}]
 budget: {{trials: {trials}}}
 search: {{sampler: {sampler}, startup_trials: 3, baseline_every: 0}}
 finalists: {{count: 0}}
+executor: {{parallel: {parallel}}}
 tracking: {tracking}
 """
 
@@ -73,6 +74,7 @@ class Rig:
     sampler: str = "tpe"
     trials: int = TRIALS
     start_s: float = 0.05
+    parallel: int = 1
     tracking: str = "{enabled: false}"
     env: dict = field(default_factory=dict)
 
@@ -83,7 +85,8 @@ class Rig:
         self.temporary = Path(f"/tmp/at-faults-{os.getpid()}-{random.randrange(10**9):09d}")
         self.temporary.mkdir()
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = STUDY.format(sampler=self.sampler, trials=self.trials, start_s=self.start_s, tracking=self.tracking)
+        names = ("sampler", "trials", "start_s", "parallel", "tracking")
+        text = STUDY.format(**{name: getattr(self, name) for name in names})
         (self.folder / "study.yaml").write_text(text)
 
     def start(self):

@@ -223,3 +223,50 @@ def test_a_second_driver_is_refused_and_disturbs_nothing(rig, expected):
     assert f"process {driver.pid} on" in " ".join(one.log().split())
     assert driver.wait(60) == 0, one.log()
     assert [row[1] for row in one.table().values()] == [row[1] for row in expected.values()] and one.left() == []
+
+
+@pytest.mark.slow
+def test_what_nobody_could_end_is_reaped_at_the_next_start_of_any_study(rig, expected):
+    one = rig(trials=3, start_s=5.0)
+    driver = one.start()
+    wait_for(lambda: find(one, "engine child"))
+    everyone = [found.pid for found, tag in rigs.own_processes(one.store).values() if tag.trial.startswith("workers")]
+    for pid in (driver.pid, *everyone):
+        os.kill(pid, signal.SIGKILL)
+    driver.wait()
+    time.sleep(0.5)
+    orphans = rigs.own_processes(one.store)
+    assert {rigs.role(found, tag) for found, tag in orphans.values()} == {"engine parent", "engine child"}
+    text = (one.folder / "study.yaml").read_text()
+    (one.folder / "study.yaml").write_text(text.replace("name: faults", "name: another").replace("start_s: 5.0", "start_s: 0.05"))
+    assert one.run() == 0, one.log()
+    assert "Ended what an earlier run left behind: 2 processes of trial 0-1 of study faults" in " ".join(one.log().split())
+    assert one.left() == []
+
+
+@pytest.mark.slow
+def test_trials_that_ran_at_once_are_each_resumed_once(rig):
+    one = rig(trials=6, parallel=2, start_s=0.3)
+    for _ in range(2):
+        driver = one.start()
+        wait_for(
+            lambda: (
+                len(
+                    {
+                        tag.trial
+                        for found, tag in rigs.own_processes(one.store).values()
+                        if "server.py" in rigs.command_line(found.pid)
+                    }
+                )
+                == 2
+            )
+        )
+        driver.kill()
+        driver.wait()
+        assert len(one.history().in_flight) == 2
+    assert one.run() == 0, one.log()
+    table = one.table()
+    assert list(table) == list(range(6))
+    for configuration, rows in table.values():
+        assert rows[0]["output_tokens_per_s"] == configuration.get("speed", 100) * 1.5
+    assert one.left() == []
