@@ -202,6 +202,7 @@ WRONG = [
     (FIRST, "{max_num_seqs: lots}", 23, "first_trials[0].max_num_seqs", "must be a whole number. Found 'lots'."),
     (FIRST, "{kv_cache_dtype: fp9}", 23, "first_trials[0].kv_cache_dtype", "Did you mean 'fp8'?"),
     (FIRST, "{engine: vllm, max_num_seqs: 8}", 23, "first_trials[0].engine", "The study has no engine 'vllm'"),
+    (FIRST, "{max_num_seqs: 8k, max_num_batched_tokens: 512}", 23, "first_trials[0]", "outside what was recorded"),
     (FIRST, "{}", 23, "first_trials[0]", "default configuration"),
     (FIRST, "[max_num_seqs]", 23, "first_trials[0]", "This must be a mapping"),
     # Executor, tracking, export.

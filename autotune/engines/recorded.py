@@ -205,14 +205,14 @@ def refusal(options: RecordedOptions, configuration: Configuration) -> str | Non
     """Why the recorded engine would refuse the flags, or why the recording cannot answer; None when it can."""
     values = configuration.values
     recording = load(options.data)
-    full = recording.resolve(values)
-    batched, sequences = full["max_num_batched_tokens"], full["max_num_seqs"]
-    if "max_num_seqs" in values and "max_num_batched_tokens" in values and batched < sequences:
-        return f"max_num_batched_tokens ({batched}) must not be smaller than max_num_seqs ({sequences})."
     try:
         surface(options.data).check(values, options.interpolate)
     except Outside as error:
         return str(error)
+    full = recording.resolve(values)
+    batched, sequences = full["max_num_batched_tokens"], full["max_num_seqs"]
+    if "max_num_seqs" in values and "max_num_batched_tokens" in values and batched < sequences:
+        return f"max_num_batched_tokens ({batched}) must not be smaller than max_num_seqs ({sequences})."
     return None
 
 

@@ -88,7 +88,7 @@ class Surface:
             if name not in self.recording.about.defaults:
                 raise Outside(f"The recording knows no parameter {name!r}; it has {', '.join(self.recording.about.defaults)}.")
             seen = self.recording.seen(name)
-            numeric = isinstance(value, int | float) and not isinstance(value, bool)
+            numeric = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (value, *seen))
             if value not in seen if not numeric else not min(seen) <= value <= max(seen):
                 shown = f"{min(seen)} to {max(seen)}" if numeric else ", ".join(map(str, seen))
                 raise Outside(f"{name}={value} lies outside what was recorded ({shown}).")
