@@ -10,11 +10,15 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 TAG_VARIABLE = "AUTOTUNE_TAG"
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_SETTLED_S = 10.0
+_known_tags: dict[tuple[int, int], str | None] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +61,8 @@ class Tag:
 
 def look(pid: int) -> Proc | None:
     """The process of this id, or None when there is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
+    text = _read(f"/proc/{pid}/stat")
+    if not text:
         return None
     fields = text[text.rindex(b")") + 2 :].split()
     return Proc(pid, int(fields[19]), int(fields[1]), int(fields[3]), fields[0].decode())
@@ -73,15 +76,26 @@ def table() -> dict[int, Proc]:
 
 def tag_of(pid: int) -> str | None:
     """The process's AUTOTUNE_TAG; None when it has none or belongs to somebody else."""
-    try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return None
     prefix = TAG_VARIABLE.encode() + b"="
-    for entry in environ.split(b"\0"):
+    for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
         if entry.startswith(prefix):
             return entry[len(prefix) :].decode(errors="replace")
     return None
+
+
+def tags(everything: Mapping[int, Proc]) -> dict[int, str]:
+    """The tags of those processes that have one.
+
+    What was read of a process that is past its first seconds is kept: an environment is given at exec, and what we start
+    execs at once. It makes a look at a machine with thousands of processes cheap.
+    """
+    global _known_tags
+    settled = (time.clock_gettime(time.CLOCK_BOOTTIME) - _SETTLED_S) * _TICKS_PER_S
+    known = _known_tags
+    found = {pid: known[one.identity] if one.identity in known else tag_of(pid) for pid, one in everything.items()}
+    # A new mapping, not a changed one: samplers look from threads of their own.
+    _known_tags = {one.identity: found[pid] for pid, one in everything.items() if one.start < settled}
+    return {pid: tag for pid, tag in found.items() if tag is not None}
 
 
 def members(tag: str | None, leader: tuple[int, int] | None = None, known: Iterable[tuple[int, int]] = ()) -> list[Proc]:
@@ -90,7 +104,7 @@ def members(tag: str | None, leader: tuple[int, int] | None = None, known: Itera
     """
     everything = table()
     seen = set(known) | ({leader} if leader else set())
-    tagged_pids = {pid for pid in everything if tag is not None and tag_of(pid) == tag}
+    tagged_pids = {pid for pid, own in tags(everything).items() if own == tag}
     roots = tagged_pids | {pid for pid, proc in everything.items() if proc.identity in seen}
     sessions = {everything[pid].sid for pid in tagged_pids if everything[pid].sid in tagged_pids}
     if leader is not None and (leader[0] not in everything or everything[leader[0]].identity == leader):
@@ -109,7 +123,7 @@ def without_children(found: Iterable[Proc], but: int) -> list[Proc]:
 
 def tagged(tag: str) -> list[int]:
     """Ids of the live processes that carry the tag."""
-    return [pid for pid in sorted(table()) if tag_of(pid) == tag]
+    return sorted(pid for pid, own in tags(table()).items() if own == tag)
 
 
 def lineage(everything: Mapping[int, Proc] | None = None) -> set[int]:
@@ -154,6 +168,15 @@ def driver_alive(tag: Tag) -> bool:
         return True
     proc = look(tag.driver)
     return proc is not None and proc.start == tag.driver_start and not proc.ended
+
+
+def _read(path: str) -> bytes:
+    """A whole small file of the kernel's; empty when it cannot be read. Twice as fast as pathlib, and read very often."""
+    try:
+        with open(path, "rb", buffering=0) as stream:  # noqa: PTH123
+            return stream.readall() or b""
+    except OSError:
+        return b""
 
 
 def _with_descendants(roots: set[int], everything: Mapping[int, Proc]) -> set[int]:

@@ -22,7 +22,8 @@ class Reaped:
     survivors: tuple[int, ...]
 
     def __str__(self) -> str:
-        said = f"{len(self.pids)} processes of trial {self.trial} of study {self.study}"
+        count = "1 process" if len(self.pids) == 1 else f"{len(self.pids)} processes"
+        said = f"{count} of trial {self.trial} of study {self.study}"
         return f"{said}; {len(self.survivors)} did not end" if self.survivors else said
 
 
@@ -33,9 +34,9 @@ def reap(store: Path | None = None) -> list[Reaped]:
     """
     wanted = None if store is None else proc.store_digest(store)
     mine = proc.lineage()
-    tags = {text for pid in proc.table() if pid not in mine and (text := proc.tag_of(pid)) is not None}
+    found = {text for pid, text in proc.tags(proc.table()).items() if pid not in mine}
     reaped = []
-    for text in sorted(tags):
+    for text in sorted(found):
         tag = proc.parse_tag(text)
         if tag is None or (wanted is not None and tag.store != wanted) or proc.driver_alive(tag):
             continue

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from autotune import engines, process, workloads
+from autotune import engines, proc, process, workloads
 from autotune.engines.base import Context
 from autotune.evaluate import evaluate
 from autotune.trial import Configuration, FailureKind, Phase, TrialJob
@@ -50,14 +50,12 @@ def context(tmp_path):
     assert process.tagged(tag) == []
 
 
-def core_of(context):
-    """Ids of the processes below the server: EngineCore among them."""
-    from autotune import proc
-
+def server_and_core(context):
+    """Ids of the server's and of EngineCore's process; vLLM gives the latter its name as title."""
     everything = proc.table()
     tagged = [everything[pid] for pid in process.tagged(context.tag) if pid in everything]
-    leaders = {one.pid for one in tagged if one.sid == one.pid and "api_server" in rigs.command_line(one.pid)}
-    return leaders, [one.pid for one in tagged if one.ppid in leaders and "resource_tracker" not in rigs.command_line(one.pid)]
+    cores = [one for one in tagged if "EngineCore" in rigs.command_line(one.pid)]
+    return [one.ppid for one in cores], [one.pid for one in cores]
 
 
 @pytest.mark.engine
@@ -70,9 +68,9 @@ def test_a_kill_under_load_is_told_with_evidence_and_leaves_nothing(context, vic
     struck = []
 
     def strike(label, share):
-        if not struck and "concurrency" in label:
-            leaders, cores = core_of(context)
-            struck.extend(cores if victim == "EngineCore" else leaders)
+        if not struck and label != "start" and share > 0.5:
+            servers, cores = server_and_core(context)
+            struck.extend(cores if victim == "EngineCore" else servers)
             for pid in struck:
                 os.kill(pid, signal.SIGKILL)
 
@@ -106,7 +104,7 @@ def test_a_driver_killed_above_a_real_engine_resumes_to_the_end(tmp_path):
 
 def strike_when(one, driver, moment):
     """Wait until the engine's start is well on its way, or until its first load client runs."""
-    wanted = "api_server" if moment == "start" else "_load.worker"
+    wanted = "_vllm_serve" if moment == "start" else "_load.worker"
     deadline = time.monotonic() + 400
     while not any(wanted in rigs.command_line(pid) for pid in rigs.own_processes(one.store)):
         assert driver.poll() is None and time.monotonic() < deadline, one.log()
