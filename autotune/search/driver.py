@@ -23,7 +23,7 @@ from autotune.space import Point, Space
 from autotune.study import Search
 from autotune.trial import Configuration, Failed, Frozen, Origin, Scalar, TrialRecord, Value
 
-REASKS = 8
+REASKS = 4
 """Proposals taken from the sampler before random ones are tried, when each is a duplicate or is cut."""
 RANDOM_REASKS = 200
 AUDIT_SHARE = 0.05

@@ -28,8 +28,8 @@ FEASIBLE = "feasible"
 """The constraint every trial has: -1 for one that was measured, +1 for one that failed or was cut."""
 WORST_AT_LEAST = 0.3
 FRONT_LIMIT = 64
-MEASURED_LIMIT = 192
-VIOLATED_LIMIT = 96
+MEASURED_LIMIT = 128
+VIOLATED_LIMIT = 64
 
 
 @dataclass(frozen=True, order=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import resource
+import shlex
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ WINDOW = 50
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--folder", type=Path, help="where the ledger is written, e.g. /dev/shm to leave the disk out")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -39,7 +41,7 @@ def main() -> None:
     spent = np.zeros((given.trials, 3))
     task = tasks()[0]
     arm = Ours(task, 0)
-    with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "cost", "name: cost\n", "digest") as ledger:
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder, Ledger(Path(folder) / "cost", "name: cost\n", "digest") as ledger:
         for number in range(given.trials):
             before = time.perf_counter()
             arm.ask()
@@ -60,7 +62,7 @@ def main() -> None:
                 cells = [*(f"{value:.1f}" for value in (*means, means.sum())), f"{memory:.0f}"]
                 lines.append(f"| {number + 1} | " + " | ".join(cells) + " |")
                 print(lines[-1], flush=True)
-    head = f"# What the driver costs\n\nCommand: `python benchmarks/search/cost.py {' '.join(sys.argv[1:])}`\n"
+    head = f"# What the driver costs\n\nCommand: `python benchmarks/search/cost.py {shlex.join(sys.argv[1:])}`\n"
     about = f"{datetime.date.today()}; default policy, mean of the {WINDOW} trials before each mark; the recorded engine's own "
     about += "time is left out. `record` is two lines of the ledger, each forced to disk.\n\n"
     text = head + about + "\n".join(lines) + "\n"

@@ -173,7 +173,7 @@ def test_what_the_sampler_sees_is_bounded_and_holds_the_front():
     driver = support.driver(Search(sampler="random"))
     told = support.run(driver, 450)
     seen = driver._history.trials(impute=False)
-    assert len(seen) <= 64 + 192 + 96
+    assert len(seen) <= 64 + 128 + 64
     best = max(found.values[0] for _, _, found in told if found and found.feasible)
     assert best in {trial.values[0] for trial in seen if trial.values}
 
