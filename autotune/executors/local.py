@@ -19,6 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from autotune import gpu, proc, process
+from autotune.advice import advice
 from autotune.engines.base import Context
 from autotune.executors import _forkserver, _worker
 from autotune.executors.base import MAX_PARALLEL, Executor, Site
@@ -127,7 +128,7 @@ class LocalExecutor(Executor):
             job = self._waiting[0]
             need = self.site.gpus_needed(job) if self._leases.devices else 0
             if need > self._leases.usable:
-                self._impossible.append(_refused(self._waiting.popleft(), need, self._leases.usable))
+                self._impossible.append(_refused(self._waiting.popleft(), need, self._leases))
                 continue
             gpus = self._leases.lease(need)
             if gpus is None:
@@ -179,6 +180,8 @@ class LocalExecutor(Executor):
             message = gpu.quarantine_message(index, extra)
             self._leases.quarantine(index, message)
             self._notices.append(message)
+        if held and not self._leases.usable:
+            self._notices.append("No GPU is left to run trials on.")
         return one.record or _lost(one)
 
     def _clean(self, one: _Running) -> None:
@@ -210,17 +213,25 @@ def _cores(slot: int, slots: int) -> tuple[int, ...]:
     return tuple(cores[slot * share : (slot + 1) * share]) if slots > 1 and share else ()
 
 
-def _refused(job: TrialJob, need: int, usable: int) -> TrialRecord:
-    reason = f"The configuration needs {need} GPUs, and this machine has {usable} to give."
-    return _without_run(job, Failed(kind=FailureKind.REJECTED, phase=Phase.CHECK, evidence=(reason,)))
+def _refused(job: TrialJob, need: int, leases: Leases) -> TrialRecord:
+    """Never runnable here is the configuration's fault; not runnable any more, because GPUs were lost, is the machine's."""
+    reason = f"The configuration needs {need} GPUs, and this machine has {leases.usable} to give."
+    kind = FailureKind.REJECTED if need > len(leases.devices) else FailureKind.MACHINE_FAULT
+    evidence = (reason, *leases.quarantined.values())
+    return _without_run(job, Failed(kind=kind, phase=Phase.CHECK, evidence=evidence, advice=advice(kind, Phase.CHECK)))
 
 
 def _lost(one: _Running) -> TrialRecord:
     phase = Phase.START if one.label == "start" else Phase.MEASURE
     how = "was hung and was ended" if one.hung else f"ended with status {one.worker.exitcode}"
     reason = f"The trial's own worker process {how} while it was at {one.label!r}."
-    record = _without_run(one.job, Failed(kind=FailureKind.MACHINE_FAULT, phase=phase, evidence=(reason,)))
+    record = _without_run(one.job, _fault(phase, reason))
     return record.model_copy(update={"gpus": one.context.gpus, "started_at": one.started_at, "folder": str(one.context.folder)})
+
+
+def _fault(phase: Phase, reason: str) -> Failed:
+    kind = FailureKind.MACHINE_FAULT
+    return Failed(kind=kind, phase=phase, evidence=(reason,), advice=advice(kind, phase))
 
 
 def _without_run(job: TrialJob, failed: Failed) -> TrialRecord:

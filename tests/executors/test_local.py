@@ -257,5 +257,8 @@ def test_a_gpu_whose_memory_does_not_come_back_is_quarantined(make, nvml, monkey
         executor.submit(job(1))
         (record,) = collect_all(executor, 1)
         assert record.gpus == (1,)
-        executor._leases.quarantine(1, "test")
+        executor._leases.quarantine(1, "GPU 1 is quarantined.")
         assert executor.capacity == 0
+        executor.submit(job(2))
+        (record,) = collect_all(executor, 1)
+        assert record.outcome.kind is FailureKind.MACHINE_FAULT and "GPU 1 is quarantined." in record.outcome.evidence
