@@ -124,16 +124,16 @@ def facts(model: str) -> ModelFacts | None:
 
 
 def digest(model: str) -> str:
-    """Identifies a model's content without reading its weights: its configuration, and its files' names and sizes.
+    """Identifies a model's content without reading its weights: its configuration, and its files' names, sizes and times.
 
-    A hub name that was never downloaded here is identified by its name alone.
+    A hub name that was never downloaded here, and a model that a training engine makes for itself, are identified by name alone.
     """
-    if synthetic.is_synthetic(model):
+    if synthetic.is_synthetic(model) and not model.startswith(synthetic.TRAINABLE):
         return digest_of(synthetic.config(model))
     path = _config_file(model)
     if path is None:
         return digest_of({"model": model})
-    files = sorted((file.name, file.stat().st_size) for file in path.parent.iterdir() if file.is_file())
+    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.parent.iterdir() if file.is_file())
     return digest_of({"config": path.read_text(), "files": files})
 
 

@@ -222,7 +222,7 @@ def test_ten_thousand_trials_open_in_seconds(tmp_path):
     assert time.monotonic() - before < 5
 
 
-KEY = {"model": "m", "engine": {"version": "1"}, "hardware": {"gpus": 1}, "workload": {"kind": "http"}, "env": {}}
+KEY = {"model": "m", "engine": {"version": "1"}, "hardware": {"gpus": 1}, "workload": {"kind": "http"}, "env": {}, "options": {}}
 
 
 def test_an_equal_trial_is_found_and_marked(tmp_path):
@@ -236,6 +236,23 @@ def test_an_equal_trial_is_found_and_marked(tmp_path):
     found = cache.find(tmp_path, key)
     assert found.reused_from == "one/4" and found.measurement == measured(4, x=1.0).measurement
     assert cache.find(tmp_path, key, skip="one") is None and cache.find(tmp_path, "other") is None
+
+
+def test_trials_differ_by_what_the_engine_section_says_and_by_what_stands_in_named_files(tmp_path):
+    asked = {"configuration": Configuration(engine="trl"), "fixed": {}}
+    assert cache.trial_key(**{**KEY, "options": {"algorithm": "grpo"}}, **asked) != cache.trial_key(
+        **{**KEY, "options": {"algorithm": "rloo"}}, **asked
+    )
+    trace, reward = tmp_path / "trace.jsonl", tmp_path / "reward.py"
+    named = {**KEY, "workload": {"traffic": {"trace": str(trace)}}, "options": {"reward": f"{reward}:score"}}
+    keys = []
+    for text in ("one", "two"):
+        trace.write_text(text)
+        for body in ("return 1", "return 2"):
+            reward.write_text(body)
+            keys.append(cache.trial_key(**named, **asked))
+    assert len(set(keys)) == 4
+    assert cache.trial_key(**named, **asked) == keys[-1]
 
 
 def test_a_failure_is_never_reused(tmp_path):

@@ -24,9 +24,10 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, FiniteFloat
 
+from autotune import models
 from autotune.errors import Mistake
 from autotune.feasibility.memory import MemoryModel
-from autotune.trial import Configuration, FailureKind, Frozen, Value, digest_of
+from autotune.trial import Configuration, FailureKind, Frozen, Value
 
 Serves = Literal["http", "training", "recorded"]
 """What a session offers a workload: an HTTP endpoint, a training run's metrics, or recorded measurements."""
@@ -261,7 +262,7 @@ class Engine(ABC):
 
     def model_digest(self, cache: Path) -> str:
         """Identifies what is loaded, not just its name; part of the trial cache's key."""
-        return digest_of({"model": self.options.model})
+        return models.digest(self.options.model)
 
     def memory_model(self, resolved: Mapping[str, Value]) -> MemoryModel | None:
         """Predicts whether a configuration's memory can suffice, before any trial; None where nothing is known.

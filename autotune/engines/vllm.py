@@ -222,9 +222,6 @@ class VllmEngine(Engine):
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
         return _vllm_log.diagnose(log, returncode)
 
-    def model_digest(self, cache: Path) -> str:
-        return models.digest(self.options.model)
-
     def memory_model(self, resolved: Mapping[str, Value]) -> MemoryModel | None:
         facts = None if self.on_cpu else models.facts(self.options.model)
         shape = ModelShape.of(facts) if facts is not None else None
