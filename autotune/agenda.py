@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from autotune import cache, finalists, gpu
 from autotune.analysis import Analysis
@@ -22,6 +24,9 @@ MAX_ATTEMPTS = 3
 """A trial in flight at this many deaths of its driver is taken for their cause."""
 RETRIES = 1
 """How often a machine's fault is tried again."""
+
+_NOT_MEASURED = {"kind", "model", "fixed", "env", "python", "start_timeout_s", "stop_timeout_s"}
+"""Fields of an engine's section that have a place of their own in a trial's address, or change nothing that is measured."""
 
 
 class Agenda:
@@ -74,7 +79,7 @@ class Agenda:
         for sentence in self.screening.hear(record, found):
             self.say(sentence)
         if _to_retry(record):
-            self._again(_job(record, self.seed))
+            self._again(self._job(record))
         return found
 
     def score(self, record: TrialRecord) -> Score | None:
@@ -100,16 +105,17 @@ class Agenda:
         return cache.trial_key(
             model=engine.model_digest(self.plan.cache),
             engine=identity.model_dump(mode="json"),
-            hardware=hardware(),
+            hardware={**hardware(), **self.plan.study.executor.model_dump(mode="json", include={"kind", "parallel"})},
             workload=self.plan.workload.options.model_dump(mode="json"),
             configuration=configuration,
             fixed=engine.options.fixed,
             env=engine.options.env,
+            options=engine.options.model_dump(mode="json", exclude=_NOT_MEASURED),
         )
 
     def spent_minutes(self) -> float:
-        """GPU-minutes of everything run so far; minutes of running trials where there is no GPU."""
-        return gpu_minutes(self.ledger.records.values())
+        """GPU-minutes of everything run so far, failed attempts included; minutes of running trials where there is no GPU."""
+        return gpu_minutes(self.ledger.attempts)
 
     def _restore(self) -> None:
         for note in self.ledger.notes:
@@ -119,7 +125,7 @@ class Agenda:
             record = self.ledger.records[number]
             self.screening.hear(record, self._tell(record))
             if _to_retry(record) and all(job.number != number for job in self.ledger.in_flight):
-                self._again(_job(record, self.seed))
+                self._again(self._job(record))
         for job in self.ledger.in_flight:
             self.driver.begin(job.number, job.configuration, job.point)
             self._again(job)
@@ -139,6 +145,12 @@ class Agenda:
         evidence = f"The trial was interrupted {job.attempt} times before it ended."
         failed = Failed(kind=FailureKind.MACHINE_FAULT, phase=Phase.START, evidence=(evidence,))
         self.ledger.record(TrialRecord(**job.model_dump(exclude={"seed"}), outcome=failed))
+
+    def _job(self, record: TrialRecord) -> TrialJob:
+        """The job that a record came of, a finalist's with the arrivals of its round."""
+        rounds = [job for note in self.ledger.notes if note.kind == "finalists" for job in note.payload["jobs"]]
+        seed = next((job["seed"] for job in rounds if job["number"] == record.number), self.seed)
+        return TrialJob(**record.model_dump(include={"number", "configuration", "origin", "point", "attempt"}), seed=seed)
 
     def _proposed(self) -> TrialJob | None:
         self.stopped = self._over()
@@ -209,7 +221,16 @@ def hardware() -> dict[str, str]:
     found = gpu.devices()
     if found:
         return {f"gpu{device.index}": device.name for device in found}
-    return {"cpu": platform.processor() or platform.machine(), "cores": str(os.cpu_count())}
+    return {"cpu": _cpu(), "cores": str(len(os.sched_getaffinity(0)))}
+
+
+def _cpu() -> str:
+    """The processor's product name, which `platform` does not know on Linux."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _to_retry(record: TrialRecord) -> bool:
@@ -219,7 +240,3 @@ def _to_retry(record: TrialRecord) -> bool:
     if record.outcome.kind is FailureKind.INTERRUPTED:
         return record.attempt < MAX_ATTEMPTS
     return record.outcome.kind is FailureKind.MACHINE_FAULT and record.attempt <= RETRIES
-
-
-def _job(record: TrialRecord, seed: int) -> TrialJob:
-    return TrialJob(**record.model_dump(include={"number", "configuration", "origin", "point", "attempt"}), seed=seed)

@@ -32,6 +32,8 @@ class History:
     digest: str = ""
     records: dict[int, TrialRecord] = field(default_factory=dict)
     """The latest record of each trial, by number."""
+    earlier: list[TrialRecord] = field(default_factory=list)
+    """Records of attempts that a later attempt at the same trial has replaced: what they cost was spent."""
     keys: dict[int, str] = field(default_factory=dict)
     """The cache key of each trial that has one."""
     notes: list[Note] = field(default_factory=list)
@@ -58,6 +60,8 @@ class History:
                 raise ValueError(f"unknown event {other!r}")
 
     def _record(self, record: TrialRecord, key: str | None) -> None:
+        if record.number in self.records:
+            self.earlier.append(self.records[record.number])
         self.records[record.number] = record
         self._open.pop(record.number, None)
         if key is not None:

@@ -49,6 +49,7 @@ class _Running:
     held: Mapping[int, int] | None = None
     """Bytes above the idle baseline by GPU; None until the worker has looked."""
     started_at: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)
     hung: bool = False
 
 
@@ -226,7 +227,9 @@ def _lost(one: _Running) -> TrialRecord:
     how = "was hung and was ended" if one.hung else f"ended with status {one.worker.exitcode}"
     reason = f"The trial's own worker process {how} while it was at {one.label!r}."
     record = _without_run(one.job, _fault(phase, reason))
-    return record.model_copy(update={"gpus": one.context.gpus, "started_at": one.started_at, "folder": str(one.context.folder)})
+    # How the seconds divide nobody knows any more, but they were spent.
+    known = {"gpus": one.context.gpus, "started_at": one.started_at, "folder": str(one.context.folder)}
+    return record.model_copy(update={**known, "seconds": {phase.value: time.monotonic() - one.began}})
 
 
 def _fault(phase: Phase, reason: str) -> Failed:

@@ -10,6 +10,7 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
+from autotune.analysis import total_seconds
 from autotune.score import Objective, Score
 from autotune.search import stopping
 from autotune.stats import coefficient_of_variation
@@ -78,9 +79,13 @@ def default_says(record: TrialRecord, goodput: str = "output_tokens_per_s") -> l
     rates = sorted(
         (float(row.level["request_rate"] or 0), row.metrics[goodput])
         for row in record.measurement.rows
-        if "request_rate" in row.level and goodput in row.metrics and row.invalid is None
+        if "request_rate" in row.level and row.metrics.get(goodput, 0) > 0 and row.invalid is None
     )
-    closed = [row.metrics[goodput] for row in record.measurement.rows if "concurrency" in row.level and goodput in row.metrics]
+    closed = [
+        row.metrics[goodput]
+        for row in record.measurement.rows
+        if "concurrency" in row.level and goodput in row.metrics and row.invalid is None
+    ]
     if len(rates) < 2:
         return said
     knee = next((low[0] for low, high in itertools.pairwise(rates) if _bends(low, high)), None)
@@ -130,7 +135,7 @@ def first_trials_say(scores: Sequence[Score], noise: Sequence[float], objectives
 
 def trials_affordable(records: Sequence[TrialRecord], gpu_minutes: float | None, spent_minutes: float) -> float | None:
     """How many more trials the GPU-minutes buy at the median cost so far; None without a limit or a trial."""
-    costs = [sum(record.seconds.values()) / 60 * max(1, len(record.gpus)) for record in records if record.reused_from is None]
+    costs = [(total_seconds(record) or 0.0) / 60 * max(1, len(record.gpus)) for record in records if record.reused_from is None]
     if gpu_minutes is None or not costs or statistics.median(costs) <= 0:
         return None
     return max(0.0, gpu_minutes - spent_minutes) / statistics.median(costs)

@@ -1,0 +1,82 @@
+"""What a study runs next: attempts keep the traffic of the first, and what was spent counts whole."""
+
+from __future__ import annotations
+
+import pytest
+
+from autotune import plan as plans
+from autotune import policy
+from autotune.agenda import Agenda, gpu_minutes
+from autotune.ledger import Ledger
+from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, TrialJob, TrialRecord
+
+STUDY = """\
+name: replay
+engine: {kind: recorded}
+workload: {kind: recorded, traffic: chat}
+search_space: {include: recorded}
+objectives: [{maximize: output_tokens_per_s}]
+search: {seed: 7}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY)
+    return plans.confirm(plans.read(path, tmp_path / "store"))
+
+
+@pytest.fixture
+def ledger(plan):
+    with Ledger(plan.folder, STUDY, plan.study.identity) as opened:
+        yield opened
+
+
+def agenda(plan, ledger) -> Agenda:
+    return Agenda(plan, ledger, policy.driver(plan, ledger, True, print), print)
+
+
+def failed(job: TrialJob, kind: FailureKind, **more: object) -> TrialRecord:
+    return TrialRecord(**job.model_dump(exclude={"seed"}), outcome=Failed(kind=kind, phase=Phase.MEASURE), **more)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_finalist_that_is_tried_again_meets_the_arrivals_of_its_round(plan, ledger, resumed):
+    job = TrialJob(number=12, configuration=Configuration(engine="recorded"), origin=Origin.FINALIST, seed=9)
+    ledger.note("finalists", {"searched": 12, "jobs": [job.model_dump(mode="json")]})
+    ledger.begin(job)
+    if resumed:
+        ledger.record(failed(job, FailureKind.INTERRUPTED))
+        again = agenda(plan, ledger).waiting
+    else:
+        found = agenda(plan, ledger)
+        found.waiting.clear()
+        found.finished(failed(job, FailureKind.MACHINE_FAULT))
+        again = found.waiting
+    assert [(one.number, one.attempt, one.seed) for one in again] == [(12, 2, 9)]
+
+
+def test_a_trial_of_the_search_is_tried_again_with_the_studys_seed(plan, ledger):
+    job = TrialJob(number=3, configuration=Configuration(engine="recorded", values={"max_num_seqs": 8}), seed=7)
+    found = agenda(plan, ledger)
+    found.finished(failed(job, FailureKind.MACHINE_FAULT))
+    assert [one.seed for one in found.waiting] == [7]
+
+
+def test_the_address_of_a_trial_holds_what_the_engines_section_says(plan, tmp_path, ledger):
+    path = tmp_path / "noisy.yaml"
+    path.write_text(STUDY.replace("{kind: recorded}\n", "{kind: recorded, noise: 0.1}\n", 1))
+    noisy = plans.confirm(plans.read(path, tmp_path / "other"))
+    configuration = Configuration(engine="recorded")
+    assert agenda(plan, ledger).key(configuration) != agenda(noisy, ledger).key(configuration)
+
+
+def test_an_attempt_that_a_later_one_replaced_was_spent_all_the_same(plan, ledger):
+    job = TrialJob(number=3, configuration=Configuration(engine="recorded", values={"max_num_seqs": 8}), seed=7)
+    found = agenda(plan, ledger)
+    found.finished(failed(job, FailureKind.MACHINE_FAULT, seconds={"start": 60.0}))
+    again = job.model_copy(update={"attempt": 2})
+    found.finished(failed(again, FailureKind.CRASHED, seconds={"start": 60.0, "start.imports": 50.0}, gpus=(0, 1)))
+    assert found.spent_minutes() == 3.0
+    assert gpu_minutes(ledger.records.values()) == 2.0
