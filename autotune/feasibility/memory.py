@@ -169,26 +169,6 @@ class MemoryModel:
         return replace(self, corrections=(*self.corrections, measured - self.overhead_gib(values)))
 
 
-def bound(facts: ModelFacts | None, device_bytes: int | None, resolved: Mapping[str, Value]) -> MemoryModel | None:
-    """The bound of a model on a GPU, for an engine that sizes its KV cache by `gpu_memory_utilization`.
-
-    `resolved` holds the engine's own default values. None when the model, the GPU or the context length is not known.
-    """
-    shape = ModelShape.of(facts) if facts else None
-    longest, share = resolved.get("max_model_len"), resolved.get("gpu_memory_utilization")
-    if shape is None or device_bytes is None or not longest or not share:
-        return None
-    halved = shape.model_copy(update={"dtype_bytes": min(shape.dtype_bytes, 2)})
-    return MemoryModel(
-        halved,
-        device_bytes / GIB,
-        int(longest),
-        default_utilization=float(share),
-        default_batched_tokens=int(_number(resolved.get("max_num_batched_tokens"), 8192)),
-        default_seqs=int(_number(resolved.get("max_num_seqs"), 256)),
-    )
-
-
 def _ranks(values: Mapping[str, Value]) -> float:
     sizes = (_number(values.get(name), 1) for name in ("tensor_parallel_size", "pipeline_parallel_size"))
     product = 1.0

@@ -6,7 +6,7 @@ import pytest
 
 from autotune import models
 from autotune.engines._recorded.recording import load
-from autotune.feasibility.memory import UNEXPLAINED_GIB, ModelShape, bound
+from autotune.feasibility.memory import UNEXPLAINED_GIB, ModelShape
 
 RECORDING = load("vllm-0.26.0-llama8b")
 UNCALIBRATED = replace(RECORDING.memory(), corrections=())
@@ -63,7 +63,3 @@ def test_the_shape_of_a_synthetic_model_is_the_recorded_one():
     facts = models.facts("synthetic:llama-3.1-8b")
     shape = ModelShape.of(facts)
     assert shape.weights_gib == pytest.approx(RECORDING.about.model.weights_gib, rel=1e-6)
-    found = bound(facts, 140 << 30, {"max_model_len": 8192, "gpu_memory_utilization": 0.92})
-    assert found.too_small({"gpu_memory_utilization": 0.08}) is not None
-    assert found.too_small({}) is None
-    assert bound(facts, None, {"max_model_len": 8192, "gpu_memory_utilization": 0.92}) is None
