@@ -120,7 +120,7 @@ class Analysis:
         return estimates.gain(objective.name, objective.direction, best.trial, samples, base, self.noise(objective))
 
     def hypervolume(self) -> Volume:
-        """Hypervolume after each trial under one `nadir` reference over all feasible trials. Raises NothingMeasured."""
+        """Hypervolume after each trial under one reference point over all feasible trials. Raises NothingMeasured."""
         points = {record.number: found.values for record in self.records if (found := self.score(record)) and found.feasible}
         if not points:
             raise NothingMeasured(f"Study {self.name!r} has no trial that was measured and keeps the constraints.")

@@ -32,8 +32,8 @@ class Noise:
 class Gain:
     """How a trial compares with the engine's default in one metric, measured in the same study.
 
-    `ratio` is value over default; its bounds are None while no configuration was measured twice. `improvement` reads the
-    same in the metric's good direction. `runs` counts the measurements behind value and default.
+    `ratio` is value over default; its bounds are None while no configuration was measured twice. `runs` counts the
+    measurements behind value and default.
     """
 
     metric: str
@@ -45,13 +45,6 @@ class Gain:
     low: float | None
     high: float | None
     runs: tuple[int, int]
-
-    @property
-    def improvement(self) -> float | None:
-        """Relative gain in the good direction: 0.25 is a quarter more throughput, or a quarter less latency."""
-        if self.ratio is None:
-            return None
-        return self.ratio - 1 if self.direction == "maximize" else 1 - self.ratio
 
     @property
     def certain(self) -> bool | None:

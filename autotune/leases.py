@@ -24,11 +24,6 @@ class Leases:
         """GPUs that are not quarantined, leased or not."""
         return len(self.devices) - len(self.quarantined)
 
-    @property
-    def leased(self) -> tuple[int, ...]:
-        """Indices of the GPUs leased from here."""
-        return tuple(sorted(self._locks))
-
     def lease(self, count: int) -> tuple[int, ...] | None:
         """Take so many GPUs, or None when not so many are free now."""
         taken: list[int] = []

@@ -64,14 +64,13 @@ class Canonical(Frozen):
 
 
 class Parameter(Frozen):
-    """What all kinds share. `changes` says what a change costs, `memory` which way a larger value moves memory need."""
+    """What all kinds share. `memory` says which way a larger value moves memory need."""
 
     tuned: bool = False
     """Whether `include` brings it in without being named."""
     when: str | None = None
     about: str = ""
     role: Literal["throughput", "memory", "algorithm"] = "throughput"
-    changes: Literal["relaunch", "live"] = "relaunch"
     memory: Literal["more", "less", "none"] = "none"
     canonical: Canonical | None = None
     lossy: bool = False

@@ -5,13 +5,11 @@ violated constraint and failed trials never come here: the caller leaves them ou
 value that is not finite or on points whose width is not that of `directions`.
 
 The reference point of the hypervolume
-    A hypervolume means nothing without its reference point, so `Reference` travels with the number. Two rules:
-    `nadir`    the worst value of each objective over the given points, moved outwards by a tenth of that objective's
-               range, so that the extremes of the front count. This is BoTorch's `infer_reference_point` (scale 0.1);
-               Ishibuchi et al., "How to Specify a Reference Point in Hypervolume Calculation for Fair Performance
-               Comparison", Evolutionary Computation 26(3), 2018, show that a point slightly outside the nadir ranks fairly.
-    `baseline` the engine's default configuration, as in SCOOT (WWW 2025): only what beats the default in every
-               objective counts. It reads as the gain over the default, and is zero for a front that only trades.
+    A hypervolume means nothing without its reference point, so `Reference` travels with the number. It is the nadir, the
+    worst value of each objective over the given points, moved outwards by a tenth of that objective's range, so that the
+    extremes of the front count. This is BoTorch's `infer_reference_point` (scale 0.1); Ishibuchi et al., "How to Specify a
+    Reference Point in Hypervolume Calculation for Fair Performance Comparison", Evolutionary Computation 26(3), 2018, show
+    that a point slightly outside the nadir ranks fairly.
     Volumes over trials are comparable only under one reference: compute it once from all trials, then replay.
 """
 
@@ -48,33 +46,14 @@ class NoisyFront:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Where hypervolume is measured from, in the objectives' own units, and the rule that set it."""
+    """Where hypervolume is measured from, in the objectives' own units."""
 
     values: tuple[float, ...]
-    rule: Literal["nadir", "baseline"]
-
-
-def dominates(first: Point, second: Point, directions: Sequence[Direction]) -> bool:
-    """Whether `first` is at least as good in every objective and better in one."""
-    one, other = losses([first, second], directions)
-    return bool(np.all(one <= other) and np.any(one < other))
 
 
 def front(points: Sequence[Point], directions: Sequence[Direction]) -> tuple[int, ...]:
     """Indices of the points that no other dominates, in their order; equal points all stay."""
     return _front_of(losses(points, directions))
-
-
-def fronts(points: Sequence[Point], directions: Sequence[Direction]) -> tuple[tuple[int, ...], ...]:
-    """All points sorted into fronts: the first is non-dominated, the next is so once the first is taken away, ..."""
-    table = losses(points, directions)
-    left = list(range(len(table)))
-    layers: list[tuple[int, ...]] = []
-    while left:
-        layer = tuple(left[i] for i in _front_of(table[left]))
-        layers.append(layer)
-        left = [index for index in left if index not in set(layer)]
-    return tuple(layers)
 
 
 def noisy_front(points: Sequence[Sequence[Interval]], directions: Sequence[Direction]) -> NoisyFront:
@@ -110,9 +89,9 @@ def knee(points: Sequence[Point], directions: Sequence[Direction]) -> int | None
 
 
 def nadir_reference(points: Sequence[Point], directions: Sequence[Direction]) -> Reference:
-    """The `nadir` rule over the points. An objective without range is moved by a tenth of its size, or by 1 at zero.
+    """The point slightly outside the nadir of the points.
 
-    Raises ValueError without points.
+    An objective without range is moved by a tenth of its size, or by 1 at zero. Raises ValueError without points.
     """
     table = losses(points, directions)
     if not len(table):
@@ -120,13 +99,7 @@ def nadir_reference(points: Sequence[Point], directions: Sequence[Direction]) ->
     worst, spread = table.max(axis=0), np.ptp(table, axis=0)
     size = np.where(worst == 0, 10.0, np.abs(worst))
     outside = worst + 0.1 * np.where(spread > 0, spread, size)
-    return Reference(tuple(float(value) for value in outside * _signs(directions)), "nadir")
-
-
-def baseline_reference(point: Point, directions: Sequence[Direction]) -> Reference:
-    """The `baseline` rule: the default configuration's own values."""
-    losses([point], directions)
-    return Reference(tuple(float(value) for value in point), "baseline")
+    return Reference(tuple(float(value) for value in outside * _signs(directions)))
 
 
 def hypervolume(points: Sequence[Point], directions: Sequence[Direction], reference: Reference) -> float:

@@ -25,15 +25,6 @@ class Interval:
         return self.low <= other.high and other.low <= self.high
 
 
-@dataclass(frozen=True, slots=True)
-class Welch:
-    """A Welch test of mean(a) - mean(b): the difference with its interval, and the two-sided p-value."""
-
-    difference: Interval
-    p: float
-    degrees: float
-
-
 def percentile(values: Numbers, q: float) -> float:
     """The q-th percentile (0 to 100), linearly interpolated as `numpy.percentile` does. Raises ValueError when empty."""
     if len(values) == 0:
@@ -58,16 +49,6 @@ def coefficient_of_variation(values: Numbers) -> float:
     return float(array.std(ddof=1) / abs(array.mean()))
 
 
-def mean_interval(values: Numbers, confidence: float = 0.95) -> Interval:
-    """The mean with Student's t interval. Raises ValueError with fewer than two values."""
-    array = np.asarray(values, dtype=float)
-    if len(array) < 2:
-        raise ValueError("An interval of a mean needs two values or more.")
-    half = t_quantile(0.5 + confidence / 2, len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
-    mean = float(array.mean())
-    return Interval(mean, mean - half, mean + half)
-
-
 def bootstrap_interval(
     values: Numbers,
     statistic: Callable[[np.ndarray], float],
@@ -84,27 +65,6 @@ def bootstrap_interval(
     tail = 50 * (1 - confidence)
     low, high = np.percentile(estimates, (tail, 100 - tail))
     return Interval(float(statistic(array)), float(low), float(high))
-
-
-def welch(a: Numbers, b: Numbers, confidence: float = 0.95) -> Welch:
-    """Welch's unequal-variance t test with Satterthwaite's degrees of freedom.
-
-    Two samples without any spread differ with p = 0 or not at all with p = 1. Raises ValueError with fewer than two
-    values on a side.
-    """
-    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if len(first) < 2 or len(second) < 2:
-        raise ValueError("A Welch test needs two values or more on each side.")
-    difference = float(first.mean() - second.mean())
-    share_a, share_b = float(first.var(ddof=1)) / len(first), float(second.var(ddof=1)) / len(second)
-    error = math.sqrt(share_a + share_b)
-    if error == 0:
-        return Welch(Interval(difference, difference, difference), float(difference == 0), float(len(first) + len(second) - 2))
-    # Shares of the total keep the squares away from underflow when the spread is tiny.
-    part_a, part_b = share_a / (share_a + share_b), share_b / (share_a + share_b)
-    degrees = 1 / (part_a**2 / (len(first) - 1) + part_b**2 / (len(second) - 1))
-    half = t_quantile(0.5 + confidence / 2, degrees) * error
-    return Welch(Interval(difference, difference - half, difference + half), t_tail(difference / error, degrees), degrees)
 
 
 def t_tail(t: float, degrees: float) -> float:

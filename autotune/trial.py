@@ -141,7 +141,6 @@ class Origin(StrEnum):
     USER = "user"
     SEARCH = "search"
     AUDIT = "audit"
-    RETRY = "retry"
     FINALIST = "finalist"
     BASELINE = "baseline"
     """The default measured again: the drift gauge, and the finalists' partner."""

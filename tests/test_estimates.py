@@ -19,7 +19,6 @@ def test_without_a_repeat_there_is_no_noise_and_no_interval():
     assert estimates.estimate([3.0], None) is None
     found = estimates.gain("sps", "maximize", 4, [3.0], [2.0], None)
     assert (found.ratio, found.low, found.high, found.certain) == (1.5, None, None, None)
-    assert found.improvement == 0.5
 
 
 def test_noise_is_the_pooled_deviation_of_logarithms():
@@ -66,11 +65,6 @@ def test_equal_configurations_are_seldom_called_different():
         one, other = (np.exp(rng.normal(0, 0.1, (2, 3)))).tolist()
         called += bool(estimates.gain("sps", "maximize", 1, one, other, estimates.pooled([one, other])).certain)
     assert called / 2000 < 0.07
-
-
-@pytest.mark.parametrize(("direction", "expected"), [("maximize", pytest.approx(-0.2)), ("minimize", pytest.approx(0.2))])
-def test_improvement_reads_the_same_in_both_directions(direction, expected):
-    assert estimates.gain("x", direction, 1, [0.8], [1.0], None).improvement == expected
 
 
 def test_the_sentence_says_what_is_within_noise():

@@ -54,7 +54,7 @@ def test_gain_over_the_default_comes_with_its_uncertainty(small):
 def test_gain_of_a_metric_that_is_no_objective(small):
     gain = small.gain("ttft_ms.p99 @ request_rate=2", trial=1)
     assert gain.direction == "minimize"
-    assert gain.improvement == pytest.approx(1 - 260 / math.sqrt(300 * 310))
+    assert gain.ratio == pytest.approx(260 / math.sqrt(300 * 310))
 
 
 def test_without_a_repeat_there_is_no_interval(tmp_path, make_record, small_study):

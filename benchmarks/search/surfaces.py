@@ -68,7 +68,7 @@ class Task:
 
     def volume(self, points: Sequence[Sequence[float]]) -> float:
         """Hypervolume over no throughput and the whole card."""
-        reference = pareto.Reference((0.0, 139.8), "nadir")
+        reference = pareto.Reference((0.0, 139.8))
         return pareto.hypervolume(points, self.directions, reference)
 
 

@@ -29,7 +29,6 @@ class Answer:
     """When each event with generated content was read."""
     prompt_tokens: int | None = None
     output_tokens: int | None = None
-    finish_reason: str | None = None
     done: bool = False
     texts: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
@@ -58,8 +57,6 @@ class Answer:
         if delta is not None and "role" in delta and not (delta.get("content") or delta.get("reasoning_content")):
             return
         self.times.append(now)
-        if choice.get("finish_reason"):
-            self.finish_reason = choice["finish_reason"]
         if self.collect:
             self.texts.append((choice.get("text") if delta is None else delta.get("content")) or "")
             self.ids.extend(choice.get("token_ids") or ())

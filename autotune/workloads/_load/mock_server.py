@@ -24,7 +24,6 @@ import orjson
 
 FAULTS = ("hang", "silent", "error", "stream-error", "wrong-count", "no-usage", "close", "die")
 MODEL = "mock"
-VOCABULARY = 32000
 
 
 @dataclass(slots=True)
