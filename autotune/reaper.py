@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from autotune import proc
 from autotune.ending import end
+from autotune.errors import AutotuneError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,22 @@ def reap(store: Path | None = None) -> list[Reaped]:
 
 
 def scratch_root() -> Path:
-    """Where this driver's trials keep what must not outlive them. Its name says whose it is, so that `reap` can judge it."""
+    """Where this driver's trials keep what must not outlive them, made on first use and closed to other users.
+
+    Its name says whose it is, so that `reap` can judge it. Raises AutotuneError when it cannot be made, or is a stranger's.
+    """
     me = proc.look(os.getpid())
     assert me is not None, "this process is in the process table"
-    return Path(tempfile.gettempdir()) / f"autotune-{proc.pid_namespace()}-{me.pid}-{me.start}"
+    path = Path(tempfile.gettempdir()) / f"autotune-{proc.pid_namespace()}-{me.pid}-{me.start}"
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise AutotuneError(f"{path} belongs to somebody else. Remove it, or set TMPDIR to a folder of your own.") from None
+    except OSError as error:
+        raise AutotuneError(f"Cannot make the folder for temporary files {path}: {error.strerror}.") from error
+    return path
 
 
 def _remove_orphaned_scratch() -> None:

@@ -159,7 +159,7 @@ import sys,time
 from pathlib import Path
 from autotune import process
 store=Path(sys.argv[1])
-root=process.scratch_root(); root.mkdir()
+root=process.scratch_root()
 argv=[sys.executable,'-c','import os,time;os.fork();time.sleep(60)']
 one=process.start(argv,env={},cwd=store,log=store/'log',tag=process.make_tag(store,'s',1,1))
 print(one.pid,root,flush=True)
@@ -227,3 +227,14 @@ def test_tail_and_reader_keep_partial_lines_for_later(tmp_path):
     assert reader.lines() == ["two"] and reader.lines(final=True) == ["\ufffd"]
     log.write_text("".join(f"{i}\n" for i in range(1000)))
     assert process.tail(log, 2, limit_bytes=50) == ["998", "999"]
+
+
+def test_a_scratch_folder_is_closed_to_others_and_never_a_strangers(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    root = process.scratch_root()
+    assert root.stat().st_mode & 0o777 == 0o700 and process.scratch_root() == root
+    root.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    root.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AutotuneError, match="belongs to somebody else"):
+        process.scratch_root()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from multiprocessing import forkserver, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
 from typing import Any
 
 from autotune import proc, process
@@ -47,11 +49,9 @@ def _running(site: Site) -> ForkServerContext:
     tag, folder = os.environ.get(proc.TAG_VARIABLE), tempfile.tempdir
     os.environ[proc.TAG_VARIABLE] = process.make_tag(site.store, site.study, "workers")
     try:
-        if len(str(root)) <= _LONGEST_FOLDER and not root.exists():
-            root.mkdir(parents=True)
-            # After multiprocessing's own clean-up, which has the priority -100 and runs before lower ones.
-            util.Finalize(None, shutil.rmtree, args=(root, True), exitpriority=-200)
-        tempfile.tempdir = str(root) if root.exists() else folder
+        _removed_at_exit(root)
+        if len(str(root)) <= _LONGEST_FOLDER:
+            tempfile.tempdir = str(root)
         forkserver.ensure_running()
     finally:
         tempfile.tempdir = folder
@@ -59,6 +59,12 @@ def _running(site: Site) -> ForkServerContext:
         if tag is not None:
             os.environ[proc.TAG_VARIABLE] = tag
     return context
+
+
+@functools.cache
+def _removed_at_exit(root: Path) -> None:
+    """After multiprocessing's own clean-up, which has the priority -100 and runs before lower ones."""
+    util.Finalize(None, shutil.rmtree, args=(root, True), exitpriority=-200)
 
 
 def _modules(site: Site) -> list[str]:

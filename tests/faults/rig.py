@@ -20,7 +20,7 @@ TRIALS = 6
 
 STUDY = """\
 name: faults
-engine: {{kind: fake, model: fake, start_timeout_s: 40, stop_timeout_s: 1, fixed: {{start_s: {start_s}}}}}
+engine: {{kind: fake, model: fake, start_timeout_s: 20, stop_timeout_s: 1, fixed: {{start_s: {start_s}}}}}
 workload: {{kind: count, deadline_s: 3}}
 search_space:
   parameters:
