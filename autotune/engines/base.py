@@ -27,7 +27,7 @@ from pydantic import Field, FiniteFloat
 from autotune import models
 from autotune.errors import Mistake
 from autotune.feasibility.memory import MemoryModel
-from autotune.trial import Configuration, FailureKind, Frozen, Value
+from autotune.trial import Configuration, FailureKind, Frozen, Origin, Value
 
 Serves = Literal["http", "training", "recorded"]
 """What a session offers a workload: an HTTP endpoint, a training run's metrics, or recorded measurements."""
@@ -96,6 +96,8 @@ class Context(Frozen):
     cpus: tuple[int, ...] = ()
     """Cores the engine may run on; empty for all."""
     seed: int = 0
+    origin: Origin = Origin.SEARCH
+    """Why the trial runs: one that repeats a measurement is never cut short for being slower than others."""
 
 
 class Launch(Frozen):

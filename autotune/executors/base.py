@@ -63,6 +63,7 @@ class Site:
             gpus=tuple(gpus),
             cpus=tuple(cpus),
             seed=job.seed,
+            origin=job.origin,
         )
 
 

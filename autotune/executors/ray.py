@@ -208,6 +208,7 @@ def _trial(engine: Engine, workload: Workload, job_text: str, site: tuple[str, s
         cache=Path(tempfile.gettempdir()) / "autotune-cache",
         gpus=tuple(int(index) for index in ray.get_gpu_ids()),
         seed=job.seed,
+        origin=job.origin,
     )
     try:
         record = evaluate(job, engine, workload, context, lambda label, share: None)

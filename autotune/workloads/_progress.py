@@ -25,6 +25,9 @@ class StopWhen(Frozen):
     """Fall of the five-step mean reward below the best one so far, in the reward's own unit."""
     slower_than: float | None = Field(default=None, gt=0, lt=1)
     """Share of the fastest measured rival's samples per second, in the same study."""
+    halving: float | None = Field(default=None, gt=0, lt=1)
+    """Successive halving: at a quarter and at half of its length a run goes on only if its five-step mean reward is among
+    this share of the rivals that got as far (asynchronous: those so far; from four on)."""
 
 
 def lost(steps: Sequence[Step], bounds: StopWhen, rival_sps: float | None) -> str | None:

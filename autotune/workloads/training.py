@@ -7,17 +7,17 @@ after equal steps, equal samples or equal seconds. `cautions` warns where a stud
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from statistics import fmean
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from autotune.engines.base import Context, Serves, Session, Step, TrainingSession
 from autotune.trial import FailureKind, Measurement, Phase, Scalar, TrialFailed
-from autotune.workloads._progress import StopWhen, lost
+from autotune.workloads._progress import WINDOW, StopWhen, lost
+from autotune.workloads._rivals import RUNGS, Rivals
 from autotune.workloads._training_table import METRICS, table
 from autotune.workloads.base import Progress, Workload, WorkloadOptions
 
@@ -87,13 +87,15 @@ class Training(Workload):
             raise TypeError("The training workload needs the session of a training engine.")
         seeds = self.options.seeds or (context.seed,)
         runs: dict[int, list[Step]] = {}
+        rivals = Rivals(context)
         for index, seed in enumerate(seeds):
             if index or seed != context.seed:
                 session.restart(seed)
-            watch = _Watch(self.options, session, _rival(context), progress, (index, len(seeds)))
+            watch = _Watch(self.options, session, rivals, progress, (index, len(seeds)))
             runs[seed] = watch.measure()
         measurement = table(runs, session.resources())
-        _remember(context, measurement)
+        if "sps" in measurement.totals:
+            rivals.add("sps", measurement.totals["sps"])
         return measurement
 
     def cautions(self, roles: Mapping[str, str]) -> tuple[str, ...]:
@@ -122,9 +124,11 @@ class _Watch:
     """One run, followed until it has its steps, is lost, stalls, ends or dies."""
 
     def __init__(
-        self, options: TrainingOptions, session: TrainingSession, rival: float | None, progress: Progress, place: tuple[int, int]
+        self, options: TrainingOptions, session: TrainingSession, rivals: Rivals, progress: Progress, place: tuple[int, int]
     ) -> None:
-        self.options, self.session, self.rival, self.progress, self.place = options, session, rival, progress, place
+        self.options, self.session, self.rivals, self.progress, self.place = options, session, rivals, progress, place
+        self.fastest = rivals.fastest()
+        self.rungs = list(RUNGS)
         self.warm_up: list[Step] = []
         self.steps: list[Step] = []
 
@@ -174,11 +178,23 @@ class _Watch:
             self.warm_up.append(step)
         else:
             self.steps.append(step)
-        why = lost(self.steps or [step], self.options.stop_when, self.rival)
+        why = lost(self.steps or [step], self.options.stop_when, self.fastest) or self.halved()
         if why is not None:
             raise self.failed(FailureKind.INCOMPLETE, f"Ended early as lost: {why}", "Nothing: the search avoids its like.")
         index, count = self.place
         self.progress(f"step {step.number}", (index + min(1.0, self.options.done(self.warm_up, self.steps))) / count)
+
+    def halved(self) -> str | None:
+        """Successive halving at the rungs: tells the rivals where this run stands, and asks whether it may go on."""
+        keep = self.options.stop_when.halving
+        rewards = [step.metrics["reward"] for step in self.steps if "reward" in step.metrics]
+        if keep is None or not self.rungs or not rewards or self.options.done(self.warm_up, self.steps) < self.rungs[0]:
+            return None
+        share, reward = self.rungs.pop(0), fmean(rewards[-WINDOW:])
+        rung = f"{share:g} of run {self.place[0]}"
+        why = self.rivals.beaten(rung, reward, keep)
+        self.rivals.add(f"reward at {rung}", reward)
+        return None if why is None else f"after {share:.0%} of its length {why}"
 
     def partial(self) -> Measurement | None:
         return table({0: self.steps}, {}) if self.steps else None
@@ -187,29 +203,6 @@ class _Watch:
         made = f"{len(self.steps)} steps were measured after {len(self.warm_up)} of warm-up."
         phase = Phase.MEASURE if self.steps else Phase.WARM_UP
         return TrialFailed(kind, phase, why, made, advice=advice, partial=self.partial())
-
-
-def _best_file(context: Context) -> Path:
-    return context.cache / "training" / f"{context.study}.json"
-
-
-def _rival(context: Context) -> float | None:
-    """Samples per second of the fastest run measured in this study on this machine, None before the first."""
-    try:
-        return float(json.loads(_best_file(context).read_text())["sps"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _remember(context: Context, measurement: Measurement) -> None:
-    sps, known = measurement.totals.get("sps"), _rival(context)
-    if sps is None or (known is not None and known >= sps):
-        return
-    place = _best_file(context)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_suffix(f".{context.trial}")
-    unfinished.write_text(json.dumps({"sps": sps, "trial": context.trial}))
-    unfinished.replace(place)
 
 
 workload = Training

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from autotune.engines.base import Context, Step, TrainingSession
-from autotune.trial import FailureKind, Phase, TrialFailed
+from autotune.trial import FailureKind, Origin, Phase, TrialFailed
 from autotune.workloads._progress import StopWhen, lost
 from autotune.workloads._training_table import totals
 from autotune.workloads.training import Training, TrainingOptions
@@ -52,9 +52,16 @@ class Played(TrainingSession):
 
 @pytest.fixture
 def run(tmp_path):
-    def measure(session, trial=0, seed=0, **options):
+    def measure(session, trial=0, seed=0, origin=Origin.SEARCH, **options):
         context = Context(
-            study="s", trial=trial, tag="t", folder=tmp_path / "f", scratch=tmp_path / "x", cache=tmp_path / "c", seed=seed
+            study="s",
+            trial=trial,
+            tag="t",
+            folder=tmp_path / "f",
+            scratch=tmp_path / "x",
+            cache=tmp_path / "c",
+            seed=seed,
+            origin=origin,
         )
         return Training(TrainingOptions(kind="training", **options)).run(session, context, lambda label, share: None)
 
@@ -171,6 +178,25 @@ def test_slower_than_a_rival_of_the_same_study(run):
     assert len(run(Played([[step(n, step_s=1.0) for n in range(1, 9)]]), trial=1, **bounds).rows) == 5
     failed = failure(run, Played([[step(n, step_s=9.0) for n in range(1, 9)]]), trial=2, **bounds)
     assert "a rival made 8" in failed.evidence[0] and len(failed.partial.rows) == 3
+
+
+def test_a_repeated_configuration_is_never_cut_for_its_rivals(run):
+    bounds = {"steps": 5, "warm_up_steps": 0, "stop_when": {"slower_than": 0.5}}
+    run(Played([[step(n, step_s=1.0) for n in range(1, 9)]]), **bounds)
+    slow = [step(n, step_s=9.0) for n in range(1, 9)]
+    for origin in (Origin.DEFAULT, Origin.BASELINE, Origin.FINALIST):
+        assert len(run(Played([slow]), origin=origin, **bounds).rows) == 5
+
+
+def test_successive_halving_keeps_the_better_share(run):
+    bounds = {"steps": 40, "warm_up_steps": 0, "stop_when": {"halving": 0.5}}
+    for reward in (0.1, 0.2, 0.3, 0.4):
+        assert len(run(Played([[step(n, reward) for n in range(1, 99)]]), **bounds).rows) == 40, "there are too few rivals yet"
+    assert len(run(Played([[step(n, 0.35) for n in range(1, 99)]]), **bounds).rows) == 40
+    failed = failure(run, Played([[step(n, 0.15) for n in range(1, 99)]]), **bounds)
+    assert len(failed.partial.rows) == 10 and "behind 4 of 5 rivals" in failed.evidence[0]
+    fades = [step(n, 0.5 if n <= 10 else 0.0) for n in range(1, 99)]
+    assert len(failure(run, Played([fades]), **bounds).partial.rows) == 20, "the second rung looks again"
 
 
 @given(st.lists(st.floats(-1, 1), min_size=10, max_size=40))
