@@ -1,7 +1,6 @@
-"""Reads a finished (or running) study back as tables.
+"""Reads a finished (or running) study back as tables, from its ledger in the store.
 
-The ledger in the store is the truth; `from_mlflow` rebuilds the same from a tracking server alone, for people who have
-nothing else.
+`tracking.receive.read` rebuilds the same from a tracking server alone, for people who have nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from autotune import ledger, source
+from autotune import ledger
 from autotune import study as studies
 from autotune.analysis import Analysis, outcome_name, total_seconds
 from autotune.errors import NotFound, NothingMeasured, nearest
@@ -118,15 +117,6 @@ def read(folder: Path) -> StudyResults:
     history = ledger.read(folder)
     study, _ = studies.load(folder / ledger.STUDY)
     return StudyResults(study, in_order(history.records.values()), folder=folder, notes=tuple(history.notes))
-
-
-def from_mlflow(uri: str, name: str) -> StudyResults:
-    """Rebuild a study from a tracking server alone: the newest parent run of that name. Raises NotFound, AutotuneError."""
-    from autotune.tracking.receive import fetch  # MLflow takes seconds to import
-
-    text, records, notes = fetch(uri, name)
-    study, _ = studies.validate(source.parse(text, f"{name} in MLflow"))
-    return StudyResults(study, in_order(records), notes=tuple(notes))
 
 
 def in_order(records: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:

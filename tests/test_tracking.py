@@ -19,7 +19,7 @@ import pytest
 from autotune import process, results
 from autotune.errors import AutotuneError, NotFound
 from autotune.ledger import Ledger
-from autotune.tracking import Tracker, default_uri, payload, state
+from autotune.tracking import Tracker, default_uri, payload, receive, state
 from autotune.trial import Row
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -128,7 +128,7 @@ def test_no_secret_is_anywhere_in_what_was_sent(sent):
 
 
 def test_a_study_reads_back_from_mlflow_as_from_its_ledger(sent):
-    ours, theirs = results.load("small", sent), results.from_mlflow(default_uri(sent), "small")
+    ours, theirs = results.load("small", sent), receive.read(default_uri(sent), "small")
     assert theirs.trials.equals(ours.trials)
     assert theirs.rows.equals(ours.rows)
     assert theirs.front.equals(ours.front)
@@ -137,13 +137,13 @@ def test_a_study_reads_back_from_mlflow_as_from_its_ledger(sent):
 
 def test_an_unknown_study_in_mlflow_is_answered(sent):
     with pytest.raises(NotFound, match="small"):
-        results.from_mlflow(default_uri(sent), "other'; --")
+        receive.read(default_uri(sent), "other'; --")
 
 
 def test_a_dead_server_is_answered_when_reading(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(AutotuneError, match="did not give study"):
-        results.from_mlflow("http://127.0.0.1:9", "small")
+        receive.read("http://127.0.0.1:9", "small")
 
 
 def test_sending_again_with_the_acknowledgements_lost_adds_nothing(store, small_study):
@@ -336,7 +336,7 @@ def test_what_a_bad_server_missed_arrives_once_when_it_is_good_again(weather, st
         tracker.close()
     assert tracker.status() is None
     assert_each_trial_stands_once(weather)
-    assert results.from_mlflow(weather, "small").trials.equals(results.load("small", store).trials)
+    assert receive.read(weather, "small").trials.equals(results.load("small", store).trials)
 
 
 @pytest.mark.parametrize(

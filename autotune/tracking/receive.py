@@ -1,4 +1,4 @@
-"""Reads a study's trials back from a tracking server, from the lossless `trial.json` of each child run."""
+"""Reads a study back from a tracking server alone, from the lossless `trial.json` of each child run."""
 
 from __future__ import annotations
 
@@ -12,19 +12,29 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from autotune import source
+from autotune import study as studies
 from autotune.errors import AutotuneError, NotFound
 from autotune.ledger import Note
+from autotune.results import StudyResults, in_order
 from autotune.secrets import redact
 from autotune.tracking.payload import NOTES
 from autotune.tracking.sender import LIMITS
 from autotune.trial import TrialRecord
 
 
-def fetch(uri: str, name: str) -> tuple[str, list[TrialRecord], list[Note]]:
-    """The study's file, its trials and (of a study that ended) its notes, of the newest of that name; secrets are masked.
+def read(uri: str, name: str) -> StudyResults:
+    """The newest study of that name: its trials and, once it ended, its notes; secrets are masked.
 
     Raises NotFound, AutotuneError (the server does not answer, or holds something else under that name).
     """
+    text, records, notes = _fetch(uri, name)
+    study, _ = studies.validate(source.parse(text, f"{name} in MLflow"))
+    return StudyResults(study, in_order(records), notes=tuple(notes))
+
+
+def _fetch(uri: str, name: str) -> tuple[str, list[TrialRecord], list[Note]]:
+    """The study's file, trials and notes."""
     os.environ.update({name: value for name, value in LIMITS.items() if name not in os.environ})
     client = MlflowClient(tracking_uri=uri)
     try:
