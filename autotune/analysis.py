@@ -15,7 +15,7 @@ from autotune.errors import InvalidInput, Mistake, NotFound, NothingMeasured
 from autotune.estimates import Gain, Noise
 from autotune.metrics import lookup
 from autotune.pareto import Direction
-from autotune.score import Objective, Score, Selector, score, value_of
+from autotune.score import Objective, Score, Selector, score, unsteady, value_of
 from autotune.secrets import redact
 from autotune.stats import Interval
 from autotune.study import Study
@@ -208,6 +208,11 @@ class Analysis:
         """Its objectives with their intervals, of no width where the noise is unknown."""
         return tuple(_interval(self.samples(one, objective), self.noise(objective)) for objective in self.study.objectives)
 
+    def unsteady(self, record: TrialRecord) -> tuple[str, ...]:
+        """Why a trial's scored numbers depend on when they were measured, level by level; empty for a steady trial."""
+        found = record.measurement
+        return () if found is None else unsteady(found, self.study.objectives, self.study.constraints)
+
     def score(self, record: TrialRecord) -> Score | None:
         """A trial's score; None for a failed one or one that lacks a number the study needs."""
         if record.measurement is None:
@@ -266,7 +271,7 @@ def _value(record: TrialRecord, objective: Objective) -> float | None:
     if record.measurement is None:
         return None
     try:
-        return value_of(record.measurement, objective.selector, objective.direction == "maximize")
+        return value_of(record.measurement, objective.selector)
     except TrialFailed:
         return None
 

@@ -96,6 +96,7 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
         options=engine.options.model_dump(mode="json", exclude_unset=True),
         figures=tuple(_figures(found, chosen)),
         measured_on=f"{when} on {identity.device}".strip(),
+        unsteady=tuple(dict.fromkeys(reason for record in chosen.records for reason in found.unsteady(record))),
     )
 
 

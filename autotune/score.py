@@ -8,6 +8,7 @@ worst row.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -117,32 +118,56 @@ class Score(Frozen):
 
 def score(measurement: Measurement, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()) -> Score:
     """Score a measurement. Raises TrialFailed(incomplete) when a number it needs is absent or its row is invalid."""
-    values = tuple(value_of(measurement, objective.selector, objective.direction == "maximize") for objective in objectives)
+    values = tuple(value_of(measurement, objective.selector) for objective in objectives)
     bounds = tuple(
         constraint.violation(value_of(measurement, constraint.selector, constraint.op == "<=")) for constraint in constraints
     )
     return Score(values=values, violations=bounds)
 
 
-def value_of(measurement: Measurement, selector: Selector, highest: bool) -> float:
-    """The number a selector names: of several rows the highest or the lowest; for objectives see `score`.
+def value_of(measurement: Measurement, selector: Selector, highest: bool = True) -> float:
+    """The number a selector names: of several rows the highest, or the lowest for a lower bound.
 
-    An objective to minimise is lower-is-better, so its worst row is the highest: both cases of a row metric take the
-    maximum there, and only a lower bound (`>=`) takes the minimum.
+    An objective takes the highest row whatever its direction: to maximise that is the best one, to minimise the worst.
     """
     if selector.key is None and selector.metric in measurement.totals:
         return measurement.totals[selector.metric]
+    metric, row = selector.metric, row_of(measurement, selector, highest)
+    return row.metrics[metric]
+
+
+def row_of(measurement: Measurement, selector: Selector, highest: bool = True) -> Row:
+    """The row that a selector's number stands in, where it is not a total. Raises TrialFailed as `score` does."""
     rows = selector.rows(measurement)
     if not rows:
         raise _absent(selector, "no load level of that name was measured" if selector.key else "no row was measured")
     for row in rows:
         if row.invalid is not None:
             raise _absent(selector, f"the level {dict(row.level)} is invalid: {row.invalid}")
-    found = [row.metrics[selector.metric] for row in rows if selector.metric in row.metrics]
-    if len(found) < len(rows) or not all(math.isfinite(value) for value in found):
-        raise _absent(selector, f"it was measured in {len(found)} of {len(rows)} rows")
-    minimised = lookup(selector.metric).direction == "minimize"
-    return max(found) if highest or minimised else min(found)
+    known = [row for row in rows if math.isfinite(row.metrics.get(selector.metric, math.nan))]
+    if len(known) < len(rows):
+        raise _absent(selector, f"it was measured in {len(known)} of {len(rows)} rows")
+    return (max if highest else min)(known, key=lambda row: row.metrics[selector.metric])
+
+
+def unsteady(measurement: Measurement, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()) -> tuple[str, ...]:
+    """What is to be said of the rows that the scored numbers stand in: each level whose window was not steady, and why."""
+    asked = [(objective.selector, True) for objective in objectives]
+    asked += [(constraint.selector, constraint.op == "<=") for constraint in constraints]
+    found: dict[str, None] = {}
+    for selector, highest in asked:
+        if selector.key is None and selector.metric in measurement.totals:
+            continue
+        with contextlib.suppress(TrialFailed):
+            row = row_of(measurement, selector, highest)
+            if row.unsteady is not None:
+                found[f"{level_name(row)}: {row.unsteady}"] = None
+    return tuple(found)
+
+
+def level_name(row: Row) -> str:
+    """`request_rate=40`."""
+    return ", ".join(f"{key}={value}" for key, value in row.level.items())
 
 
 def _no_metric(name: str) -> WrongValue:

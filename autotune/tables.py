@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from autotune import bands, diagnosis, effects
 from autotune.analysis import Analysis, outcome_name, short, total_seconds
 from autotune.errors import NothingMeasured
-from autotune.score import score
+from autotune.score import level_name, score
 from autotune.secrets import redact
-from autotune.trial import Failed, TrialFailed, TrialRecord
+from autotune.trial import Failed, Row, TrialFailed, TrialRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,19 @@ def gain_lines(analysis: Analysis) -> list[str]:
         lines.append(
             f"{name}: no configuration is better than the default beyond noise." if best else f"{gain}, trial {gain.trial}."
         )
-    return list(dict.fromkeys([*lines, *_knee_line(analysis)]))
+    return list(dict.fromkeys([*lines, *_knee_line(analysis), *_unsteady_lines(analysis)]))
+
+
+def _unsteady_lines(analysis: Analysis) -> list[str]:
+    """What to know of the default and the front's members before their numbers are believed."""
+    default = analysis.default_candidate
+    shown = [analysis.feasible[index] for index in analysis.noisy_front.members] + ([default] if default else [])
+    trials = sorted({record.number for one in shown for record in one.records if analysis.unsteady(record)})
+    if not trials:
+        return []
+    first = analysis.unsteady(analysis.record(trials[0]))[0]
+    advice = "Their numbers depend on when and how long was measured: lengthen workload.window, or lower that load."
+    return [f"Not steady while measured: trial {_numbers(trials)}. Trial {trials[0]} at {first} {advice}"]
 
 
 def _knee_line(analysis: Analysis) -> list[str]:
@@ -77,6 +89,7 @@ def front_rows(analysis: Analysis) -> Rows:
         values = [_with_interval(analysis, one.trial, name) for name in analysis.objective_names]
         tied = _numbers([analysis.feasible[index].trial for index in ties])
         label = f"{mark}, default" if one is default and mark != "default" else mark
+        label += ", not steady" if any(analysis.unsteady(record) for record in one.records) else ""
         cells.append((one.trial, *values, label, tied or None, len(one.records), short(one.records[0].configuration, 200)))
     columns = ("trial", *analysis.objective_names, "place", "tied with", "runs", "configuration")
     return Rows("Front", columns, tuple(cells))
@@ -93,6 +106,26 @@ def trial_rows(analysis: Analysis) -> Rows:
         cells.append((record.number, str(record.origin), _outcome(analysis, record), *values, *where))
     columns = ("trial", "origin", "outcome", *analysis.objective_names, "seconds", "configuration")
     return Rows("All trials", columns, tuple(cells))
+
+
+def window_rows(record: TrialRecord) -> Rows:
+    """How each row of a measurement was measured: the window, how many requests it rests on, whether it was steady and valid."""
+    rows = record.measurement.rows if record.measurement else ()
+    facts = record.measurement.facts.get("levels", ()) if record.measurement else ()
+    told: list[Mapping[str, Any]] = [fact for fact in facts if isinstance(fact, Mapping)]
+    known = told if len(told) == len(rows) else [{}] * len(rows)
+    cells = tuple(
+        (level_name(row), fact.get("window_s"), fact.get("finished_in_window"), fact.get("client_lag_p99_ms"), _validity(row))
+        for row, fact in zip(rows, known, strict=True)
+        if fact or row.invalid or row.unsteady
+    )
+    return Rows("Windows", ("level", "seconds", "finished requests", "client lag ms p99", "verdict"), cells)
+
+
+def _validity(row: Row) -> str:
+    """What may be done with a row's numbers."""
+    said = [f"Not scored. {row.invalid}" if row.invalid else "", f"Not steady. {row.unsteady}" if row.unsteady else ""]
+    return " ".join(filter(None, said)) or "steady"
 
 
 def health_rows(analysis: Analysis, trial: int) -> Rows:
@@ -139,7 +172,8 @@ def _reason(analysis: Analysis, record: TrialRecord) -> tuple[str, str, str] | N
 def _outcome(analysis: Analysis, record: TrialRecord) -> str:
     found = analysis.score(record)
     reused = f", reused from {record.reused_from}" if record.reused_from else ""
-    return outcome_name(record) + ("" if found is None or found.feasible else ", breaks a constraint") + reused
+    steady = ", not steady" if analysis.unsteady(record) else ""
+    return outcome_name(record) + ("" if found is None or found.feasible else ", breaks a constraint") + steady + reused
 
 
 def _with_interval(analysis: Analysis, trial: int, metric: str) -> str:

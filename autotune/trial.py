@@ -90,12 +90,14 @@ class Row(Frozen):
     """One load level or one training step of a measurement.
 
     `level` names it (`{"request_rate": 10}`, `{"concurrency": 64}`, `{"step": 3}`). A metric that was not measured is
-    absent from `metrics`. An invalid row says why, and is never scored.
+    absent from `metrics`. An invalid row says why, and is never scored. An `unsteady` row says why its numbers depend on
+    when and how long was measured; it is scored, and whatever shows its numbers says so.
     """
 
     level: Mapping[str, Scalar]
     metrics: Mapping[str, FiniteFloat]
     invalid: str | None = None
+    unsteady: str | None = None
 
 
 class Measurement(Frozen):

@@ -173,6 +173,9 @@ def _print_rows(record: TrialRecord) -> None:
     console.print(
         table("\nMeasured", ("metric", *labels[-8:]), [(name, *(row.metrics.get(name) for row in shown)) for name in names])
     )
+    windows = tables.window_rows(record)
+    if windows.cells:
+        console.print(table(f"\n{windows.title}", windows.columns, windows.cells))
 
 
 def study_json(found: StudyResults) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.score import Constraint, Objective, Selector, score
+from autotune.score import Constraint, Objective, Selector, score, unsteady
 from autotune.trial import FailureKind, Measurement, Row, TrialFailed
 
 
@@ -44,6 +44,25 @@ def test_constraints_are_relative_and_take_the_worst_row():
     result = score(measurement(), [maximize("output_tokens_per_s")], bounds)
     assert result.violations == pytest.approx((1.0, -0.5, 0.5))
     assert not result.feasible
+
+
+def test_a_lower_bound_takes_the_lowest_row_of_a_metric_that_is_better_low():
+    result = score(measurement(), [maximize("output_tokens_per_s")], [Constraint.parse("ttft_ms.p99 >= 100")])
+    assert not result.feasible
+
+
+def test_a_metric_of_no_direction_is_minimised_at_its_worst_row():
+    rows = tuple(Row(level={"request_rate": rate}, metrics={"kv_cache_usage": rate / 100}) for rate in (10, 40))
+    assert score(measurement(rows=rows), [minimize("kv_cache_usage")]).values == (0.4,)
+
+
+def test_an_unsteady_row_is_told_where_its_number_was_taken():
+    low, high = measurement().rows
+    drifting = high.model_copy(update={"unsteady": "The output rate fell."})
+    shaky = measurement(rows=(low, drifting))
+    assert score(shaky, [maximize("output_tokens_per_s")]).values == (300.0,)
+    assert unsteady(shaky, [maximize("output_tokens_per_s")]) == ("request_rate=40: The output rate fell.",)
+    assert unsteady(shaky, [maximize("output_tokens_per_s @ request_rate=10"), minimize("peak_gpu_memory_gib")]) == ()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ class Winner(Frozen):
     figures: tuple[Figure, ...] = ()
     measured_on: str = ""
     """Date and device, for the header."""
+    unsteady: tuple[str, ...] = ()
+    """Why the figures depend on when they were measured; empty when they do not."""
 
     def header(self) -> list[str]:
         """Lines for a comment on top of every exported file."""
@@ -65,6 +67,7 @@ class Winner(Frozen):
             f"Tuned by autotune: study {self.study}, trial {self.trial}, {self.engine.kind} {self.engine.version} on {device}.",
             *([f"Measured {self.measured_on}."] if self.measured_on else []),
             *(str(figure) for figure in self.figures),
+            *(f"Not steady while measured, {reason}" for reason in self.unsteady),
         ]
 
 

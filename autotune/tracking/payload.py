@@ -195,6 +195,8 @@ def tags_of(analysis: Analysis, record: TrialRecord, study_id: str) -> dict[str,
     }
     if failed:
         tags |= {"autotune.phase": str(failed.phase), "mlflow.note.content": _note(failed)}
+    if unsteady := analysis.unsteady(record):
+        tags["autotune.unsteady"] = " ".join(unsteady)
     if record.reused_from:
         tags["autotune.reused_from"] = record.reused_from
     return tags

@@ -179,11 +179,44 @@ def test_percentiles_are_over_pooled_gaps():
     assert row_of(requests).metrics["itl_ms.p90"] == pytest.approx(np.percentile(gaps, 90))
 
 
-def test_steadiness():
+def verdict(requests, level=LEVEL):
+    found = summarise(requests, SPAN, level, health(len(requests)))
+    assert found.facts["steady"] is (found.row.unsteady is None)
+    return found.row.unsteady
+
+
+def test_a_closed_loop_whose_halves_differ_is_unsteady_and_still_valid():
     steady = [request(number, due=1.0 + number * 0.1, tokens=2) for number in range(39)]
-    assert summarise(steady, SPAN, LEVEL, health(39)).facts["steady"] is True
+    assert verdict(steady) is None
     falling = steady[:20] + steady[20::3]
-    assert summarise(falling, SPAN, LEVEL, health(len(falling))).facts["steady"] is False
+    assert "first half" in verdict(falling)
+    assert row_of(falling).invalid is None
+
+
+def test_chance_alone_rarely_makes_poisson_arrivals_unsteady():
+    found = 0
+    for seed in range(500):
+        draw = random.Random(seed)
+        dues = [draw.uniform(0, 6) for _ in range(60)]
+        found += (
+            verdict([request(n, due, tokens=draw.randint(2, 8)) for n, due in enumerate(dues)], {"request_rate": 10}) is not None
+        )
+    assert found < 5
+
+
+def test_an_open_loop_that_slows_down_is_unsteady():
+    requests = [request(n, 1.0 + n * 0.01, tokens=5) for n in range(200)] + [
+        request(n, 3.0 + n * 0.001, tokens=5) for n in range(200, 260)
+    ]
+    assert "first half" in verdict(requests, {"request_rate": 100})
+
+
+def test_a_load_above_what_the_engine_sustains_piles_up_and_says_so():
+    """100 requests/s arrive, 60 are served: the output rate is flat, and the latencies grow for as long as it is measured."""
+    over = [request(n, due=n * 0.01, ttft=0.05 + n * 0.01 * (100 / 60 - 1), tokens=2) for n in range(600)]
+    assert "piled up" in verdict(over, {"request_rate": 100})
+    under = [request(n, due=n * 0.01, ttft=0.4, tokens=2) for n in range(600)]
+    assert verdict(under, {"request_rate": 100}) is None
 
 
 def test_log_round_trip(tmp_path):

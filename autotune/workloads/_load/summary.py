@@ -7,6 +7,7 @@ wrong, that failed or that was cut has no latency and no tokens; it counts again
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,10 @@ import numpy as np
 from autotune.stats import describe, percentile
 from autotune.trial import Row, Scalar, Value
 from autotune.workloads._load.requests import Request
+from autotune.workloads._load.span import Span
+from autotune.workloads._load.steady import halves, tokens_in, unsteady
+
+__all__ = ["ClientHealth", "Rules", "Span", "Summary", "summarise", "tokens_between"]
 
 LAG_FLOOR_MS = 5.0
 """Client lag below this is never held against a level."""
@@ -22,25 +27,6 @@ LAG_SHARE = 0.05
 """Client lag above this share of the median TTFT, and above the floor, makes the level invalid."""
 BUSY_SHARE = 0.9
 """A client process that used more than this share of a core could not keep up."""
-STEADY_SHARE = 0.1
-"""Output rates of the window's halves that differ by less than this share of their mean are called steady."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The steady window, in seconds since the level began."""
-
-    start: float
-    stop: float
-
-    @property
-    def seconds(self) -> float:
-        """Its length."""
-        return self.stop - self.start
-
-    def holds(self, at: float) -> bool:
-        """Whether a moment lies inside; the end is outside."""
-        return self.start <= at < self.stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +65,7 @@ def summarise(
     asked = [request for request in requests if span.holds(request.due)]
     answered = [request for request in whole if span.holds(request.due)]
     latencies = _latencies(answered)
-    rates, halves = _rates(whole, span, rules.bounds)
+    rates = _rates(whole, span, rules.bounds)
     lag = _lag_ms(asked, client)
     metrics = {**latencies, **rates} if answered else {}
     reasons = [
@@ -87,11 +73,13 @@ def summarise(
         *_share_faults(asked, answered, rules),
         *_client_faults(lag, latencies.get("ttft_ms.p50"), client),
     ]
+    concurrency = level.get("concurrency")
+    drift = unsteady(whole, requests, span, concurrency if isinstance(concurrency, int | float) else None)
     facts = {
         "window_s": round(span.seconds, 3),
         "window_from_s": round(span.start, 3),
-        "steady": _steady(halves),
-        "half_rates": [round(half, 3) for half in halves],
+        "steady": drift is None if rates["output_tokens_per_s"] else None,
+        "half_rates": [round(tokens_between(whole, half) / half.seconds, 3) for half in halves(span)],
         "requests_in_window": len(asked),
         "finished_in_window": len(answered),
         "finished_share": len(answered) / len(asked) if asked else None,
@@ -99,25 +87,12 @@ def summarise(
         "client_cpu_share": round(client.cpu_share, 4),
         "errors": _errors(asked, rules),
     }
-    return Summary(Row(level=level, metrics=metrics, invalid=" ".join(reasons) or None), facts)
+    return Summary(Row(level=level, metrics=metrics, invalid=" ".join(reasons) or None, unsteady=drift), facts)
 
 
 def tokens_between(requests: Sequence[Request], span: Span) -> float:
-    """Generated tokens that arrived inside a span.
-
-    The server counts tokens per answer; an answer's events share them evenly, but for the first, which is one token.
-    """
-    total = 0.0
-    for request in requests:
-        if request.output_tokens is None or not request.times:
-            continue
-        times = np.asarray(request.times)
-        if len(times) == 1:
-            total += request.output_tokens * span.holds(request.times[0])
-            continue
-        inside = int(np.count_nonzero((times[1:] >= span.start) & (times[1:] < span.stop)))
-        total += span.holds(request.times[0]) + inside * (request.output_tokens - 1) / (len(times) - 1)
-    return total
+    """Generated tokens that arrived inside a span."""
+    return math.fsum(tokens_in(request, span) for request in requests)
 
 
 def _latencies(answered: Sequence[Request]) -> dict[str, float]:
@@ -133,12 +108,10 @@ def _latencies(answered: Sequence[Request]) -> dict[str, float]:
     return found
 
 
-def _rates(whole: Sequence[Request], span: Span, bounds: Mapping[str, float]) -> tuple[dict[str, float], tuple[float, float]]:
+def _rates(whole: Sequence[Request], span: Span, bounds: Mapping[str, float]) -> dict[str, float]:
     ended = [request for request in whole if span.holds(request.times[-1])]
-    middle = (span.start + span.stop) / 2
-    first, second = tokens_between(whole, Span(span.start, middle)), tokens_between(whole, Span(middle, span.stop))
     prompts = sum(request.prompt_tokens or 0 for request in whole if span.holds(request.times[0]))
-    output = (first + second) / span.seconds
+    output = tokens_between(whole, span) / span.seconds
     rate = len(ended) / span.seconds
     rates = {
         "requests_per_s": rate,
@@ -148,18 +121,13 @@ def _rates(whole: Sequence[Request], span: Span, bounds: Mapping[str, float]) ->
     }
     if bounds:
         rates["goodput_per_s"] = sum(_good(request, bounds) for request in ended) / span.seconds
-    return rates, (first * 2 / span.seconds, second * 2 / span.seconds)
+    return rates
 
 
 def _good(request: Request, bounds: Mapping[str, float]) -> bool:
     """Whether every bound holds; an answer of one token has no TPOT to break, as in vLLM's `bench serve`."""
     values = {"ttft_ms": request.ttft_ms, "tpot_ms": request.tpot_ms or 0.0, "e2e_ms": request.e2e_ms}
     return all(values[name] <= limit for name, limit in bounds.items())
-
-
-def _steady(halves: tuple[float, float]) -> bool | None:
-    mean = sum(halves) / 2
-    return abs(halves[0] - halves[1]) <= STEADY_SHARE * mean if mean > 0 else None
 
 
 def _lag_ms(asked: Sequence[Request], client: ClientHealth) -> float | None:
