@@ -9,8 +9,6 @@ The truth is the noise-free ratio. Beside it: what the search's own best run wou
 from __future__ import annotations
 
 import argparse
-import datetime
-import shlex
 import sys
 import warnings
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from arms import Ours
+from page import keep
 from surfaces import Task, tasks
 
 from autotune import finalists, source, study
@@ -133,14 +132,8 @@ def main() -> None:
             task = tasks()[index % 2]
             found += claims(task, index, noise, given.trials, given.repeats)
         lines.append("| " + " | ".join([f"{noise:.0%}", *row(found)]) + " |")
-    head = f"# What finalists claim against the truth\n\nCommand: `python benchmarks/search/claims.py {shlex.join(sys.argv[1:])}`\n"
-    about = f"{datetime.date.today()}; {given.studies} studies a noise, half on each surface; {given.trials} trials, "
-    about += f"{given.repeats} rounds.\n\n"
-    text = head + about + "\n".join(lines) + "\n"
-    print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text)
+    about = f"{given.studies} studies a noise, half on each surface; {given.trials} trials, {given.repeats} rounds."
+    keep("What finalists claim against the truth", about, lines, given.out)
 
 
 if __name__ == "__main__":

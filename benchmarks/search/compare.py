@@ -9,10 +9,8 @@ configurations it has run, over the best that the whole space holds; noise can m
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import platform
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,6 +23,7 @@ import optuna
 sys.path.insert(0, str(Path(__file__).parent))
 
 from arms import Arm, Ours, arms
+from page import keep
 from surfaces import Task, best, space, tasks
 
 from autotune import pareto
@@ -222,27 +221,20 @@ def main() -> None:
         f"{task.name}: {len(best(task).points)} points on the true front, {best(task).failing_share:.1%} of the space fails"
         for task in tasks()
     )
-    text = "\n".join(
-        [
-            f"Command: `python benchmarks/search/compare.py {shlex.join(sys.argv[1:])}`",
-            f"{datetime.date.today()}, Python {platform.python_version()}, optuna {optuna.__version__}; recording "
-            f"{DEFAULT_RECORDING}; "
-            f"{space().size():.0f} points; {given.seeds} seeds a surface, noise {given.noise:.0%}; {facts}.",
-            "",
-            report(found, given.seeds, given.minutes),
-            "",
-            *caveats(),
-            "",
-            "How far the surface itself is off where a launch is left out (cross-validation):",
-            "",
-            *surface_errors(),
-            "",
-        ]
+    about = (
+        f"Python {platform.python_version()}, optuna {optuna.__version__}; recording {DEFAULT_RECORDING}; "
+        f"{space().size():.0f} points; {given.seeds} seeds a surface, noise {given.noise:.0%}; {facts}."
     )
-    print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text("# Search policies on recorded surfaces\n\n" + text)
+    body = [
+        report(found, given.seeds, given.minutes),
+        "",
+        *caveats(),
+        "",
+        "How far the surface itself is off where a launch is left out (cross-validation):",
+        "",
+        *surface_errors(),
+    ]
+    keep("Search policies on recorded surfaces", about, body, given.out)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ which leaves the driver the same history in a fraction of the time.
 from __future__ import annotations
 
 import argparse
-import datetime
 import resource
-import shlex
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from arms import Ours
+from page import keep
 from surfaces import Task, space, tasks
 
 from autotune.ledger import Ledger
@@ -61,14 +60,11 @@ def main() -> None:
             cells = [*(f"{value:.1f}" for value in (*cpu, cpu.sum(), wall)), f"{memory:.0f}"]
             lines.append(f"| {mark} | " + " | ".join(cells) + " |")
             print(lines[-1], flush=True)
-    head = f"# What the driver costs\n\nCommand: `python benchmarks/search/cost.py {shlex.join(sys.argv[1:])}`\n"
-    about = f"{datetime.date.today()}; default policy, mean of the {WINDOW} trials before each mark; the recorded engine's own "
-    about += "time is left out. Wall time is that of a machine with other work on its two cores.\n\n"
-    text = head + about + "\n".join(lines) + "\n"
-    print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text)
+    about = (
+        f"default policy, mean of the {WINDOW} trials before each mark; the recorded engine's own time is left out. "
+        "Wall time is that of a machine with other work on its two cores."
+    )
+    keep("What the driver costs", about, lines, given.out)
 
 
 def drawn(arm: Ours, task: Task, ledger: Ledger, random: np.random.Generator) -> None:

@@ -9,8 +9,6 @@ simulated one. Trials are as long as recorded ones, shrunk by the pace.
 from __future__ import annotations
 
 import argparse
-import datetime
-import shlex
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ from ray.cluster_utils import Cluster
 sys.path.insert(0, str(Path(__file__).parent))
 
 from arms import Ours
+from page import keep
 from surfaces import Ran, Task, tasks
 
 from autotune import executors
@@ -46,17 +45,14 @@ def main() -> None:
     nodes = [cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=80 << 20, wait=False) for _ in range(given.nodes)]
     cluster.wait_for_nodes(timeout=600)
     try:
-        text = run(cluster, nodes, given)
+        lines = run(cluster, nodes, given)
     finally:
         ray.shutdown()
         cluster.shutdown()
-    print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text)
+    keep("A recorded study on a simulated Ray cluster", f"Ray {ray.__version__}.", lines, given.out)
 
 
-def run(cluster: Cluster, nodes: list[object], given: argparse.Namespace) -> str:
+def run(cluster: Cluster, nodes: list[object], given: argparse.Namespace) -> list[str]:
     task, seen = tasks()[0], list[TrialRecord]()
     engine = RecordedEngine(RecordedOptions(kind="recorded", gpus=1, pace=given.pace))
     workload = RecordedWorkload(RecordedWorkloadOptions(kind="recorded", traffic=task.traffic))
@@ -106,23 +102,16 @@ def judged(task: Task, record: TrialRecord) -> Ran:
     return Ran(record.outcome, found, sum(record.seconds.values()))
 
 
-def report(given: argparse.Namespace, seen: list[TrialRecord], wall: float, killed: list[float], lost: int) -> str:
+def report(given: argparse.Namespace, seen: list[TrialRecord], wall: float, killed: list[float], lost: int) -> list[str]:
     busy = sum(sum(record.seconds.values()) for record in seen) * given.pace
     offered = (given.nodes - len(killed)) * wall + sum(killed)
     numbers = [record.number for record in seen]
-    lines = [
-        "# A recorded study on a simulated Ray cluster",
-        "",
-        f"Command: `python benchmarks/search/ray_cluster.py {shlex.join(sys.argv[1:])}`",
-        f"{datetime.date.today()}, Ray {ray.__version__}.",
-        "",
+    return [
         "| nodes | killed | trials | lost | doubled | run again | wall s | node time busy |",
         "|---|---|---|---|---|---|---|---|",
         f"| {given.nodes} | {len(killed)} | {len(seen)} | {given.trials - len(set(numbers))} "
         f"| {len(numbers) - len(set(numbers))} | {lost} | {wall:.0f} | {busy / offered:.1%} |",
-        "",
     ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
