@@ -202,7 +202,7 @@ class _Watch:
     def failed(self, kind: FailureKind, why: str, advice: str) -> TrialFailed:
         made = f"{len(self.steps)} steps were measured after {len(self.warm_up)} of warm-up."
         phase = Phase.MEASURE if self.steps else Phase.WARM_UP
-        return TrialFailed(kind, phase, why, made, advice=advice, partial=self.partial())
+        return TrialFailed(kind, phase, f"{why} {made}", advice=advice, partial=self.partial())
 
 
 workload = Training

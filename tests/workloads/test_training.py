@@ -137,7 +137,7 @@ def test_equal_seconds(run):
 def test_a_run_that_ends_short_is_incomplete(run):
     failed = failure(run, Played([[step(n) for n in range(1, 4)]]), steps=10, warm_up_steps=1)
     assert failed.kind is FailureKind.INCOMPLETE and len(failed.partial.rows) == 2
-    assert "2 steps were measured" in failed.evidence[1]
+    assert "2 steps were measured" in failed.evidence[0]
 
 
 def test_a_death_keeps_its_kind_and_what_was_measured(run):
