@@ -133,8 +133,9 @@ def _measure(life: _Life) -> Measurement:
         context.scratch.mkdir(parents=True, exist_ok=True)
         life.progress("start", 0.0)
         life.launch = _prepared(life.engine.launch(life.job.configuration, context), context)
-        before = time.monotonic()
         session = life.engine.open(life.launch, context)
+        # Only now: what `open` prepares before it starts a process, such as a synthetic model, the first trial alone pays for.
+        before = time.monotonic()
     try:
         with life.during(Phase.START):
             life.start_facts = session.wait_ready()
@@ -194,10 +195,12 @@ def _merged(measurement: Measurement, life: _Life, start_s: float) -> Measuremen
     totals = {"start_s": start_s}
     if life.start_facts.get("kv_tokens"):
         totals["kv_cache_tokens"] = float(life.start_facts["kv_tokens"])
-    totals |= life.resources
+    # What stands in rows is of their windows; over the engine's whole life the same would be diluted by its start.
+    in_rows = {name for row in measurement.rows for name in row.metrics}
+    whole = {name: value for name, value in life.resources.items() if name not in in_rows}
     start = {name: value for name, value in life.start_facts.items() if name not in ("seconds", "effective")}
     facts = {**measurement.facts, "start": start, "stop": dict(life.stop_facts)}
-    return measurement.model_copy(update={"totals": {**totals, **measurement.totals}, "facts": facts})
+    return measurement.model_copy(update={"totals": {**totals, **measurement.totals, **whole}, "facts": facts})
 
 
 def _checked(measurement: Measurement) -> Measurement:

@@ -5,6 +5,7 @@ The only room that uses NVML. Without NVML or a GPU everything here answers with
 
 from __future__ import annotations
 
+import bisect
 import functools
 import os
 import threading
@@ -174,9 +175,8 @@ class Sampler:
         found: dict[str, float] = {}
         if (peak := _peak(span, self.idle_bytes)) is not None:
             found["peak_gpu_memory_gib"] = peak / _GIB
-        energy = [sample.energy_j for sample in span if sample.energy_j is not None]
-        if len(energy) > 1:
-            found["energy_joule"] = energy[-1] - energy[0]
+        if (energy := _energy(self.samples, begin, stop)) is not None:
+            found["energy_joule"] = energy
         utilization = [sample.utilization for sample in span if sample.utilization is not None]
         if utilization:
             found["gpu_utilization"] = sum(utilization) / len(utilization)
@@ -265,6 +265,26 @@ def _of_processes(handles: Sequence[Any], pids: set[int]) -> int | None:
 
 def _by_process(samples: Sequence[Sample]) -> bool:
     return any(sample.process_bytes is not None for sample in samples)
+
+
+def _energy(samples: Sequence[Sample], begin: float, stop: float) -> float | None:
+    """Energy between two moments, of what was sampled; the counter is read between samples by a straight line.
+
+    Without it a window would lose the energy before its first sample and after its last, while its tokens count in full.
+    """
+    known = [(sample.at, sample.energy_j) for sample in samples if sample.energy_j is not None]
+    low, high = (max(begin, known[0][0]), min(stop, known[-1][0])) if known else (0.0, 0.0)
+    if high <= low:
+        return None
+    first, last = (_read_at(known, at) for at in (low, high))
+    return last - first
+
+
+def _read_at(known: Sequence[tuple[float, float]], at: float) -> float:
+    """The energy counter at a moment inside what was sampled."""
+    place = min(max(bisect.bisect_left(known, (at,)), 1), len(known) - 1)
+    (before, low), (after, high) = known[place - 1], known[place]
+    return low + (high - low) * (at - before) / (after - before) if after > before else high
 
 
 def _peak(samples: Sequence[Sample], idle_bytes: int) -> int | None:

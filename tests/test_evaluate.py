@@ -16,10 +16,11 @@ from autotune import proc, process
 from autotune.advice import advice
 from autotune.engines.base import Context, Launch
 from autotune.evaluate import evaluate
-from autotune.trial import Configuration, Failed, FailureKind, Measured, Measurement, Phase, TrialFailed, TrialJob
+from autotune.trial import Configuration, Failed, FailureKind, Measured, Measurement, Phase, Row, TrialFailed, TrialJob
 
 sys.path.insert(0, str(Path(__file__).parent / "fakes"))
 fake = importlib.import_module("autotune_fakes.engine")
+evaluation = importlib.import_module("autotune.evaluate")
 count = importlib.import_module("autotune_fakes.workload")
 
 
@@ -147,6 +148,25 @@ def test_a_defect_is_a_machine_fault_with_its_traceback_and_no_secrets(run, cont
     assert "ZeroDivisionError: https://***@host/" in said and "secret" not in said
     kept = (context.folder / "traceback.txt").read_text()
     assert "in run" in kept and "secret" not in kept
+
+
+def test_start_up_is_the_engines_own_and_not_what_was_prepared_for_it(run):
+    class Prepared(fake.FakeEngine):
+        def open(self, launch, context):
+            time.sleep(1.5)
+            return super().open(launch, context)
+
+    record = run({}, engine=Prepared(fake.FakeOptions(kind="fake", start_timeout_s=10.0, stop_timeout_s=1.0)))
+    spent, start_s = record.seconds["start"], record.measurement.totals["start_s"]
+    assert spent - start_s >= 1.5, "the study pays for it, the configuration does not"
+
+
+def test_a_metric_of_windows_is_not_replaced_by_the_whole_lifes(context):
+    life = evaluation._Life(None, None, None, context, lambda label, share: None, oom_kills=0)
+    life.resources = {"gpu_utilization": 0.4, "energy_joule": 900.0}
+    rows = (Row(level={"concurrency": 8}, metrics={"gpu_utilization": 0.95}),)
+    early = Measurement(rows=rows, totals={"energy_joule": 850.0})
+    assert evaluation._merged(early, life, 3.0).totals == {"start_s": 3.0, "energy_joule": 900.0}
 
 
 def test_a_stop_request_is_an_interruption(run):

@@ -93,3 +93,15 @@ def test_peak_memory_is_the_devices_above_idle_where_it_does_not(nvml):
     assert sampler.totals()["peak_gpu_memory_gib"] == 20
     assert sampler.evidence()["memory_method"] == "device total minus idle baseline"
     assert sampler.between(0.0, 1.0) == {}
+
+
+def test_energy_of_a_window_reaches_to_its_edges():
+    """100 W throughout, sampled every 0.4 s: a window of 2 s used 200 J, not what lay between the samples inside it."""
+    sampler = gpu.Sampler((), list)
+    sampler.samples = [gpu.Sample(at, None, None, None, 1000 + 100 * at) for at in (0.0, 0.4, 0.8, 1.2, 1.6, 2.0, 2.4, 2.8)]
+    assert sampler.between(0.5, 2.5)["energy_joule"] == pytest.approx(200)
+    assert sampler.totals()["energy_joule"] == pytest.approx(280)
+    assert sampler.between(-9.0, 99.0)["energy_joule"] == pytest.approx(280), "what was not sampled is not made up"
+    assert "energy_joule" not in sampler.between(5.0, 6.0)
+    sampler.samples = sampler.samples[:1]
+    assert "energy_joule" not in sampler.totals()

@@ -113,3 +113,9 @@ def test_server_metrics_of_a_window():
 
 def test_a_restarted_counter_is_unknown():
     assert cross_check([(0, {"vllm:generation_tokens_total": 9}), (1, {"vllm:generation_tokens_total": 3})], 5) is None
+
+
+def test_a_gauge_that_is_not_a_number_was_not_measured():
+    assert parse("vllm:kv_cache_usage_perc NaN\nvllm:num_requests_waiting +Inf\nvllm:num_preemptions_total 2\n") == {
+        "vllm:num_preemptions_total": 2
+    }

@@ -63,6 +63,8 @@ class Conductor:
         self._look()
         self._watching = False
         self._drain(high, start)
+        # An engine that has died under the load is no measurement, even if its last answer came in time.
+        self._session.check_alive()
         self._crew.order({"do": "end"})
         ends = self._crew.collect("requests")
         return LevelLog(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,11 +31,13 @@ _HIGHEST = frozenset(KV_USAGE)
 
 
 def parse(text: str) -> dict[str, float]:
-    """Prometheus text → a number per series name."""
+    """Prometheus text → a number per series name; what is not finite was not measured."""
     found: dict[str, float] = {}
     for name, raw in _SAMPLE.findall(text):
         with contextlib.suppress(ValueError):
             value = float(raw)
+            if not math.isfinite(value):
+                continue
             found[name] = max(found.get(name, value), value) if name in _HIGHEST else found.get(name, 0.0) + value
     return found
 
