@@ -134,7 +134,15 @@ class LocalExecutor(Executor):
             gpus = self._leases.lease(need)
             if gpus is None:
                 return
-            self._running.append(self._start(self._waiting.popleft(), gpus))
+            self._try_to_start(self._waiting.popleft(), gpus)
+
+    def _try_to_start(self, job: TrialJob, gpus: tuple[int, ...]) -> None:
+        try:
+            self._running.append(self._start(job, gpus))
+        except (EOFError, OSError) as error:
+            self._leases.give_back(gpus)
+            reason = f"No worker process could be started for the trial: {type(error).__name__} {error}."
+            self._impossible.append(_without_run(job, _fault(Phase.START, reason)))
 
     def _start(self, job: TrialJob, gpus: tuple[int, ...]) -> _Running:
         slot = min(set(range(len(self._running) + 1)) - {one.slot for one in self._running})

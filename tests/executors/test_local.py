@@ -102,6 +102,21 @@ def test_a_killed_fork_server_costs_at_most_one_machine_fault(make, tmp_path):
         assert isinstance(record.outcome, Measured)
 
 
+def test_a_worker_that_cannot_be_started_is_a_machine_fault(make, monkeypatch):
+    def fails(*arguments, **options):
+        raise EOFError("unexpected EOF")
+
+    with make() as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.import_module("autotune.executors._forkserver"), "start", fails)
+            executor.submit(job(0))
+        (record,) = collect_all(executor, 1)
+        assert record.outcome.kind is FailureKind.MACHINE_FAULT and "unexpected EOF" in record.outcome.evidence[0]
+        executor.submit(job(0, attempt=2))
+        (record,) = collect_all(executor, 1)
+        assert isinstance(record.outcome, Measured)
+
+
 def test_a_hung_worker_is_ended_at_its_deadline(make, tmp_path, monkeypatch):
     monkeypatch.setattr(LOCAL, "_OVERRUN_S", -20.0)
     with make() as executor:
