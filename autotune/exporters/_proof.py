@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from autotune import engines
@@ -16,6 +16,12 @@ def engine_of(winner: Winner) -> Any:
     """The winner's engine, in the environment that it was measured in."""
     found = engines.get(winner.engine.kind)
     return found(found.Options(kind=winner.engine.kind, model=winner.model, python=winner.interpreter))
+
+
+def configured(winner: Winner) -> Any:
+    """The winner's engine with all of the study's engine section, for a file that holds more than parameters."""
+    found = engines.get(winner.engine.kind)
+    return found(found.Options.model_validate({"kind": winner.engine.kind, "model": winner.model, **winner.options}))
 
 
 def flags_of(engine: Engine) -> Mapping[str, Flag]:
@@ -37,16 +43,23 @@ def prove(engine: Any, argv: Sequence[str], winner: Winner, file: str) -> str:
         raise
     except AutotuneError as error:
         raise InvalidInput([Mistake("", str(error), file=file)]) from error
-    wrong = [
-        Mistake(name, "The engine reads another value.", found=repr(parsed.get(name)), allowed=repr(value), file=file)
-        for name, value in winner.parameters.items()
-        if not same(parsed.get(name), value)
-    ]
-    if wrong:
-        raise InvalidInput(wrong)
+    compare(winner.parameters, parsed, same, "The engine", file)
     identity = engine.identity()
     count = len(winner.parameters)
     return f"The parser of {identity.kind} {identity.version} read {file} and found all {count} parameters as they were measured."
+
+
+def compare(
+    asked: Mapping[str, Value], read: Mapping[str, Value], same: Callable[[Value, Value], bool], reader: str, file: str
+) -> None:
+    """Raise InvalidInput with every value that `reader` reads otherwise than it was measured."""
+    wrong = [
+        Mistake(name, f"{reader} reads another value.", found=repr(read.get(name)), allowed=repr(value), file=file)
+        for name, value in asked.items()
+        if not same(read.get(name), value)
+    ]
+    if wrong:
+        raise InvalidInput(wrong)
 
 
 def same(parsed: Value, value: Value) -> bool:

@@ -7,13 +7,13 @@ import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import yaml
 
-from autotune import engines
 from autotune.engines._learner_model import FOLDER, size_of
 from autotune.errors import AutotuneError, InvalidInput, Mistake
+from autotune.exporters import _proof
 from autotune.exporters.base import Exporter, Winner
 from autotune.trial import Value
 
@@ -38,7 +38,7 @@ class TrlYaml(Exporter):
         }
 
     def prove(self, files: Mapping[str, str], winner: Winner) -> str:
-        engine = _engine(winner)
+        engine = _proof.configured(winner)
         with tempfile.TemporaryDirectory() as folder:
             for name in (CONFIG, ACCELERATE):
                 (Path(folder) / name).write_text(files[name])
@@ -48,30 +48,19 @@ class TrlYaml(Exporter):
             except AutotuneError as error:
                 raise InvalidInput([Mistake("", str(error), file=CONFIG)]) from error
         asked = _arguments(winner)
-        wrong = [
-            Mistake(name, "TRL reads another value.", found=repr(told["values"].get(name)), allowed=repr(value), file=CONFIG)
-            for name, value in asked.items()
-            if not _same(told["values"].get(name), value)
-        ]
-        if wrong:
-            raise InvalidInput(wrong)
+        _proof.compare(asked, told["values"], _same, "TRL", CONFIG)
         return (
             f"TRL {winner.engine.version}'s own parser read {CONFIG} and found all {len(asked)} values as they were measured; "
             f"accelerate read {ACCELERATE} for {told['processes']} process(es)."
         )
 
 
-def _engine(winner: Winner) -> Any:
-    found = engines.get("trl")
-    return found(found.Options.model_validate({"kind": "trl", "model": winner.model, **winner.options}))
-
-
 def _arguments(winner: Winner) -> dict[str, Value]:
-    return dict(_engine(winner).arguments(winner.configuration, winner.model_path))
+    return dict(_proof.configured(winner).arguments(winner.configuration, winner.model_path))
 
 
 def _algorithm(winner: Winner) -> str:
-    return str(_engine(winner).options.algorithm)
+    return str(_proof.configured(winner).options.algorithm)
 
 
 def _advice(winner: Winner) -> list[str]:
@@ -97,7 +86,7 @@ def _accelerate(winner: Winner, content: Mapping[str, Value]) -> dict[str, Value
 
 
 def _line(winner: Winner) -> str:
-    engine = _engine(winner)
+    engine = _proof.configured(winner)
     env = {"OMP_NUM_THREADS": str(engine.options.threads), **winner.env}
     if size_of(winner.model) is not None:
         env["PYTHONPATH"] = str(FOLDER)

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import yaml
 
-from autotune import engines
 from autotune.engines._learner_model import FOLDER
 from autotune.engines._verl_hydra import override
 from autotune.engines.verl import CPU_FOLDER, TRIAL_FOLDER
 from autotune.errors import InvalidInput, Mistake
+from autotune.exporters import _proof
 from autotune.exporters.base import Exporter, Winner
 from autotune.trial import Value
 
@@ -47,30 +47,18 @@ class VerlOverrides(Exporter):
         values = _values(winner)
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / CONFIG).write_text(files[CONFIG])
-            answer = _engine(winner).ask({"folder": folder, "name": Path(CONFIG).stem, "overrides": [[]]})[0]
+            answer = _proof.configured(winner).ask({"folder": folder, "name": Path(CONFIG).stem, "overrides": [[]]})[0]
         if "refused" in answer:
             raise InvalidInput([Mistake("", f"verl refuses the file: {answer['refused']}", file=CONFIG)])
-        resolved = answer["resolved"]
-        wrong = [
-            Mistake(name, "verl reads another value.", found=repr(resolved.get(name)), allowed=repr(value), file=CONFIG)
-            for name, value in values.items()
-            if not _same(resolved.get(name), value)
-        ]
-        if wrong:
-            raise InvalidInput(wrong)
+        _proof.compare(values, answer["resolved"], _same, "verl", CONFIG)
         return (
             f"Hydra composed {CONFIG} over verl {winner.engine.version}'s defaults, verl's own validation accepted it, "
             f"and all {len(values)} values stand in it as they were measured."
         )
 
 
-def _engine(winner: Winner) -> Any:
-    found = engines.get("verl")
-    return found(found.Options.model_validate({"kind": "verl", "model": winner.model, **winner.options}))
-
-
 def _values(winner: Winner) -> dict[str, Value]:
-    return dict(_engine(winner).parameters(winner.configuration, winner.model_path))
+    return dict(_proof.configured(winner).parameters(winner.configuration, winner.model_path))
 
 
 def _units() -> list[str]:
@@ -82,7 +70,7 @@ def _units() -> list[str]:
 
 def _environment(winner: Winner) -> dict[str, str]:
     """What the launch needs besides the configuration: on a CPU the plug-in, with the synthetic model its reward's folder."""
-    options = _engine(winner).options
+    options = _proof.configured(winner).options
     env = {"OMP_NUM_THREADS": str(options.threads), **winner.env}
     modules, folders = [], []
     if options.cpu or options.algorithm == "ppo":

@@ -10,6 +10,7 @@ from autotune.engines import _learner_model
 from autotune.engines._verl_hydra import A
 from autotune.engines.base import Identity
 from autotune.errors import InvalidInput
+from autotune.exporters import _proof
 from autotune.exporters.base import Figure, Winner
 from autotune.trial import Configuration
 
@@ -84,6 +85,28 @@ def test_a_gpu_winner_needs_no_plug_in():
     options = {**SMALL_VERL, "cpu": False, "model": "/models/mine", "dataset": "/d.parquet"}
     files = exporters.get("verl_overrides").render(winner("verl", options=options, values=VERL))
     assert "VERL_USE_EXTERNAL_MODULES" not in files["train.sh"] and "autotune_verl" not in files["overrides.sh"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "exporter", "values", "changed"),
+    [("trl", "trl_yaml", TRL, "learning_rate"), ("verl", "verl_overrides", VERL, "data.train_batch_size")],
+)
+def test_what_the_engine_reads_otherwise_is_refused(kind, exporter, values, changed, monkeypatch):
+    won = winner(kind, options=SMALL_VERL if kind == "verl" else {}, values=values)
+    engine = _proof.configured(won)
+    asked = dict((engine.arguments if kind == "trl" else engine.parameters)(won.configuration, won.model_path))
+    chosen = exporters.get(exporter)
+    files = chosen.render(won)
+
+    def answering(read):
+        answer = {"values": read, "processes": 1} if kind == "trl" else [{"resolved": read}]
+        monkeypatch.setattr(type(engine), "ask", lambda self, question: answer)
+
+    answering(asked)
+    assert f"all {len(asked)} values" in chosen.prove(files, won)
+    answering({**asked, changed: 7})
+    with pytest.raises(InvalidInput, match=changed):
+        chosen.prove(files, won)
 
 
 @needs("trl")
