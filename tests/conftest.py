@@ -6,10 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from autotune import study as studies
 from autotune.ledger import Ledger
 from autotune.trial import Configuration, Failed, FailureKind, Measured, Measurement, Origin, Phase, Row, TrialRecord
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+ENGINE_TIMEOUT_S = 900
+"""A real engine may take minutes to start on a machine of two busy cores."""
 
 STUDY = """\
 name: small
@@ -58,6 +66,12 @@ def record(number: int, folder: Path | None = None) -> TrialRecord:
     configuration = Configuration(engine="vllm", values=values)
     shared["effective"] = {**shared["effective"], **values}
     return TrialRecord(number=number, configuration=configuration, origin=origin, outcome=measured(tokens, memory, ttft), **shared)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("engine") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(ENGINE_TIMEOUT_S))
 
 
 @pytest.fixture
