@@ -19,7 +19,7 @@ from autotune.score import Objective, Score, Selector, score, unsteady, value_of
 from autotune.secrets import redact
 from autotune.stats import Interval
 from autotune.study import Study
-from autotune.trial import Configuration, Failed, Measured, Origin, TrialFailed, TrialRecord
+from autotune.trial import CLIENT_LATE, Configuration, Failed, Measured, Origin, TrialFailed, TrialRecord
 from autotune.validation import sentence
 
 
@@ -32,7 +32,8 @@ class Candidate:
     records: tuple[TrialRecord, ...]
     scores: tuple[Score, ...]
     feasible: bool
-    """Every constraint kept by the mean of the runs, and no run failed by the configuration's own fault."""
+    """Every constraint kept by the mean of the runs (of the finalist's runs, where there are any), and no run failed or was
+    left without a score by the configuration's own fault."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,9 @@ class Analysis:
         if not scored:
             return None
         scores = tuple(found for _, found in scored)
-        kept = all(sum(column) <= 0 for column in zip(*(found.violations for found in scores), strict=True))
-        sound = not any(isinstance(record.outcome, Failed) and record.outcome.kind.deterministic for record in runs)
+        judged = [found for record, found in scored if record.origin is Origin.FINALIST] or scores
+        kept = all(sum(column) <= 0 for column in zip(*(found.violations for found in judged), strict=True))
+        sound = not any(self.score(record) is None and _own_fault(record) for record in runs)
         return Candidate(scored[0][0].number, digest, tuple(record for record, _ in scored), scores, kept and sound)
 
     def _nothing(self) -> NothingMeasured:
@@ -274,6 +276,13 @@ def _value(record: TrialRecord, objective: Objective) -> float | None:
         return value_of(record.measurement, objective.selector)
     except TrialFailed:
         return None
+
+
+def _own_fault(record: TrialRecord) -> bool:
+    """Whether a run without a score failed, or served a level invalidly, for a reason that is the configuration's own."""
+    if isinstance(record.outcome, Failed):
+        return record.outcome.kind.deterministic
+    return any(row.invalid is not None and CLIENT_LATE not in row.invalid for row in record.outcome.measurement.rows)
 
 
 def _interval(samples: Sequence[float], noise: Noise | None) -> Interval:

@@ -69,7 +69,7 @@ def choose(analysis: Analysis, count: int) -> list[Candidate]:
 
 
 def verdicts(analysis: Analysis, jobs: Sequence[TrialJob]) -> list[Verdict]:
-    """What the finished rounds say; empty until two rounds measured both the default and a finalist.
+    """What the finished rounds say of the finalists that held; empty until two rounds measured both the default and one.
 
     The test is Student's t on the difference of means of logarithms with the variance pooled over all entrants (one-way
     analysis of variance), corrected by Holm's method (1979) for the number of verdicts.
@@ -87,18 +87,19 @@ def _compared(analysis: Analysis, objective: Objective, records: Sequence[TrialR
     groups: dict[str, list[float]] = {}
     for record in records:
         value = analysis.value(record, objective)
-        if value is not None and value > 0:
+        if value is not None:
             groups.setdefault(record.configuration.digest, []).append(value)
     noise = pooled(groups.values())
     baseline = next((record.configuration.digest for record in records if record.origin is Origin.BASELINE), "")
     base = groups.pop(baseline, [])
     if noise is None or not noise.logarithmic or len(base) < 2:
         return []
+    held = {one.digest: one.trial for one in analysis.feasible}
     result = []
     for digest, values in groups.items():
-        if len(values) < 2:
+        if len(values) < 2 or digest not in held:
             continue
-        trial = next(one.trial for one in analysis.candidates if one.digest == digest)
+        trial = held[digest]
         difference = _log_mean(values) - _log_mean(base)
         spread = noise.deviation * math.sqrt(1 / len(values) + 1 / len(base))
         margin = t_quantile(0.975, noise.freedom) * spread

@@ -86,6 +86,10 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+CLIENT_LATE = "The client was the bottleneck"
+"""How a row says that it is invalid by no fault of the configuration."""
+
+
 class Row(Frozen):
     """One load level or one training step of a measurement.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter, sleep
 
 from autotune.engines.base import Context, Session
-from autotune.trial import FailureKind, Measurement, Phase, Row, TrialFailed, Value
+from autotune.trial import CLIENT_LATE, FailureKind, Measurement, Phase, Row, TrialFailed, Value
 from autotune.workloads._load import server_metrics
 from autotune.workloads._load.climb import Bound, Climb, parse_bound
 from autotune.workloads._load.conduct import Conductor, LevelLog
@@ -132,7 +132,7 @@ class Run:
         rows: dict[float, Row] = {}
         while (rate := climb.next_rate()) is not None and "stopped_early" not in self._facts:
             rows[rate] = self._level(crew, load.model_copy(update={"request_rate": rate, "slo_climb": None}), good)
-            if "bottleneck" in (rows[rate].invalid or ""):
+            if CLIENT_LATE in (rows[rate].invalid or ""):
                 self._facts["climb_ended"] = rows[rate].invalid
                 break
             climb.observe(rate, rows[rate])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from autotune.stats import describe, percentile
-from autotune.trial import Row, Scalar, Value
+from autotune.trial import CLIENT_LATE, Row, Scalar, Value
 from autotune.workloads._load.requests import Request
 from autotune.workloads._load.span import Span
 from autotune.workloads._load.steady import halves, tokens_in, unsteady
@@ -172,10 +172,10 @@ def _reasons(asked: Sequence[Request], rules: Rules) -> dict[str, int]:
 
 def _client_faults(lag: float | None, ttft_p50: float | None, client: ClientHealth) -> list[str]:
     if client.cpu_share > BUSY_SHARE:
-        return [f"The client was the bottleneck: it used {client.cpu_share:.0%} of a core."]
+        return [f"{CLIENT_LATE}: it used {client.cpu_share:.0%} of a core."]
     limit = max(LAG_FLOOR_MS, LAG_SHARE * (ttft_p50 or 0.0))
     if lag is not None and lag > limit:
-        return [f"The client was the bottleneck: it was {lag:.1f} ms late (99th percentile; {limit:.1f} ms is allowed)."]
+        return [f"{CLIENT_LATE}: it was {lag:.1f} ms late (99th percentile; {limit:.1f} ms is allowed)."]
     return []
 
 

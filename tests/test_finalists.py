@@ -1,0 +1,66 @@
+"""What may be said of the front after it was measured again: only of what held, and only from the runs that repeat it."""
+
+from __future__ import annotations
+
+import pytest
+
+from autotune import results
+from autotune.finalists import verdicts
+from autotune.trial import CLIENT_LATE, Measured, Measurement, Origin, Row, TrialJob
+
+CONSTRAINT = "ttft_ms.p99"
+
+
+def run(base, number, origin, tokens, ttft=250.0, invalid=None):
+    rows = (Row(level={"request_rate": 4}, metrics={"output_tokens_per_s": tokens, CONSTRAINT: ttft}, invalid=invalid),)
+    outcome = Measured(measurement=Measurement(rows=rows, totals={"peak_memory_gib": 8.0}))
+    return base.model_copy(update={"number": number, "origin": origin, "outcome": outcome})
+
+
+@pytest.fixture
+def study(small_study, make_record):
+    """A search of two trials and three rounds; `finals` are the finalist's runs in them."""
+
+    def made(*finals):
+        default, fast = make_record(0), make_record(1)
+        found = [run(default, 0, Origin.DEFAULT, 100.0), run(fast, 1, Origin.SEARCH, 160.0, 100.0)]
+        for turn, final in enumerate(finals):
+            found += [run(default, 2 + 2 * turn, Origin.BASELINE, 100.0 + turn), run(fast, 3 + 2 * turn, Origin.FINALIST, **final)]
+        jobs = [TrialJob(number=one.number, configuration=one.configuration, origin=one.origin) for one in found[2:]]
+        analysis = results.StudyResults(small_study, tuple(found))
+        return analysis, verdicts(analysis, jobs)
+
+    return made
+
+
+def test_a_finalist_that_holds_is_better(study):
+    analysis, said = study({"tokens": 150.0}, {"tokens": 151.0}, {"tokens": 149.0})
+    assert 1 in analysis.membership
+    assert {one.objective: one.answer for one in said} == {
+        "output_tokens_per_s": "better",
+        "peak_memory_gib": "not distinguishable",
+    }
+
+
+def test_a_lucky_search_run_does_not_keep_a_constraint_that_the_rounds_break(study):
+    """The mean over all four runs keeps the 500 ms, that of the three rounds does not."""
+    analysis, said = study(*({"tokens": 150.0 + turn, "ttft": 560.0} for turn in range(3)))
+    assert not analysis.candidate(1).feasible and 1 not in analysis.membership
+    assert said == [], "there is no verdict on what did not hold"
+
+
+def test_a_round_whose_requests_did_not_finish_is_not_left_out_of_the_count(study):
+    unfinished = {"tokens": 150.0, "invalid": "Only 40 of 90 requests finished as asked."}
+    analysis, said = study({"tokens": 150.0}, {"tokens": 151.0}, unfinished)
+    assert not analysis.candidate(1).feasible and said == []
+
+
+def test_a_round_that_only_the_client_spoilt_is_left_out(study):
+    late = {"tokens": 150.0, "invalid": f"{CLIENT_LATE}: it was 30 ms late."}
+    analysis, said = study({"tokens": 150.0}, {"tokens": 151.0}, late)
+    assert analysis.candidate(1).feasible and said[0].answer == "better"
+
+
+def test_a_zero_is_not_dropped_to_make_the_rest_look_better(study):
+    _, said = study({"tokens": 150.0}, {"tokens": 151.0}, {"tokens": 0.0})
+    assert [one for one in said if one.objective == "output_tokens_per_s"] == []
