@@ -148,8 +148,8 @@ def test_phases_come_in_the_order_of_the_log():
     lines = [
         "INFO 11-21 12:18:02 [api_utils.py:286] non-default args: {'host': '127.0.0.1'}",
         "INFO 11-21 12:18:23 [model.py:733] Resolved architecture: Qwen3ForCausalLM",
-        "INFO 11-21 12:18:43 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/tmp/vcache/models/tiny'",
-        "INFO 11-21 12:19:15 [cpu_model_runner.py:68] Starting to load model /tmp/vcache/models/tiny...",
+        "INFO 11-21 12:18:43 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/models/tiny'",
+        "INFO 11-21 12:19:15 [cpu_model_runner.py:68] Starting to load model /models/tiny...",
         "INFO 11-21 12:19:17 [cpu_model_runner.py:87] Warming up model for the compilation...",
         "INFO 11-21 12:20:35 [cpu_model_runner.py:91] Warming up done.",
         "INFO 11-21 12:20:35 [kv_cache_utils.py:2327] CPU KV cache size: 524,288 tokens, Maximum concurrency for 4,096 tokens",
