@@ -15,13 +15,15 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from autotune.engines.base import Context, Serves, Session, Step, TrainingSession
-from autotune.trial import FailureKind, Measurement, Phase, Scalar, TrialFailed
+from autotune.trial import FailureKind, Measurement, Origin, Phase, Scalar, TrialFailed
 from autotune.workloads._progress import WINDOW, StopWhen, lost
 from autotune.workloads._rivals import RUNGS, Rivals
 from autotune.workloads._training_table import METRICS, table
 from autotune.workloads.base import Progress, Workload, WorkloadOptions
 
 _POLL_S = 0.1
+_SEED_STRIDE = 1009
+"""Between the seeds of one trial seed and those of the next: more than a study lists, so that none comes twice."""
 SHORT_STEPS = 30
 """Up to here a trial shows speed and memory only (the guides' 10 to 30 steps)."""
 
@@ -37,7 +39,8 @@ class TrainingOptions(WorkloadOptions):
     warm_up_steps: int = Field(default=2, ge=0)
     """Dropped: the first steps compile, allocate and fill caches."""
     seeds: tuple[int, ...] = ()
-    """One run for each; empty is one run with the trial's own seed."""
+    """One run for each; empty is one run with the trial's own seed. Where the trial has a seed of its own, as in each round
+    of the finalists, it moves them all, so that a repeat is not the same run again; rows keep the names given here."""
     deadline_s: float = Field(default=3600.0, gt=0)
     """Wall seconds of one run, start-up aside."""
     stall_s: float = Field(default=300.0, gt=0)
@@ -85,12 +88,15 @@ class Training(Workload):
     def run(self, session: Session, context: Context, progress: Progress) -> Measurement:
         if not isinstance(session, TrainingSession):
             raise TypeError("The training workload needs the session of a training engine.")
-        seeds = self.options.seeds or (context.seed,)
+        # The same seeds would repeat a run to the digit: a repeat takes others, so that its spread is that of the seeds.
+        shift = context.trial if context.origin in (Origin.BASELINE, Origin.FINALIST) else 0
+        seeds = tuple(seed + 1000 * shift for seed in self.options.seeds or (context.seed,))
         runs: dict[int, list[Step]] = {}
         rivals = Rivals(context)
+        moved = {seed: (seed + _SEED_STRIDE * context.seed) % 2**31 for seed in self.options.seeds}
         for index, seed in enumerate(seeds):
-            if index or seed != context.seed:
-                session.restart(seed)
+            if index or moved.get(seed, seed) != context.seed:
+                session.restart(moved.get(seed, seed))
             watch = _Watch(self.options, session, rivals, progress, (index, len(seeds)))
             runs[seed] = watch.measure()
         measurement = table(runs, session.resources())
