@@ -91,9 +91,9 @@ def test_trials_are_encoded_without_loss(record):
     assert types(back.model_dump()) == types(record.model_dump())
 
 
-@given(st.lists(records, min_size=1, max_size=4), st.data())
+@given(st.lists(records, min_size=1, max_size=4), st.integers(0, 10**6), st.sampled_from([b"", b"\0" * 20, b"\xff{"]))
 @settings(max_examples=60, deadline=None)
-def test_a_ledger_torn_at_any_byte_keeps_every_complete_record(tmp_path_factory, written, data):
+def test_a_ledger_torn_at_any_byte_keeps_every_complete_record(tmp_path_factory, written, torn_at, junk):
     folder = tmp_path_factory.mktemp("study")
     ends = []
     with begin(folder) as book:
@@ -102,8 +102,7 @@ def test_a_ledger_torn_at_any_byte_keeps_every_complete_record(tmp_path_factory,
             book.record(record)
             ends.append(book.path.stat().st_size)
     content = (folder / ledger.FILE).read_bytes()
-    cut = data.draw(st.integers(0, len(content)))
-    junk = data.draw(st.sampled_from([b"", b"\0" * 20, b"\xff{"]))
+    cut = torn_at % (len(content) + 1)  # time stamps differ in length, so the length is no part of the drawn example
     (folder / ledger.FILE).write_bytes(content[:cut] + junk)
     whole = [record for record, end in zip(written, ends, strict=True) if end - 1 <= cut and not (junk and end - 1 == cut)]
     assert ledger.read(folder).records == {record.number: record for record in whole}
