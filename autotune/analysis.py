@@ -30,7 +30,6 @@ class Candidate:
     trial: int
     digest: str
     records: tuple[TrialRecord, ...]
-    scores: tuple[Score, ...]
     feasible: bool
     """Every constraint kept by the mean of the runs (of the finalist's runs, where there are any), and no run failed or was
     left without a score by the configuration's own fault."""
@@ -227,11 +226,10 @@ class Analysis:
         scored = [(record, found) for record in runs if (found := self.score(record)) is not None]
         if not scored:
             return None
-        scores = tuple(found for _, found in scored)
-        judged = [found for record, found in scored if record.origin is Origin.FINALIST] or scores
+        judged = [found for record, found in scored if record.origin is Origin.FINALIST] or [found for _, found in scored]
         kept = all(sum(column) <= 0 for column in zip(*(found.violations for found in judged), strict=True))
         sound = not any(self.score(record) is None and _own_fault(record) for record in runs)
-        return Candidate(scored[0][0].number, digest, tuple(record for record, _ in scored), scores, kept and sound)
+        return Candidate(scored[0][0].number, digest, tuple(record for record, _ in scored), kept and sound)
 
     def _nothing(self) -> NothingMeasured:
         if not self.candidates:

@@ -34,7 +34,6 @@ _COUNTED = {"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"}
 class ModelFacts(Frozen):
     """A decoder's shape. `parameters` is None for an architecture that is not counted here."""
 
-    model_type: str
     layers: int
     hidden: int
     heads: int
@@ -44,7 +43,6 @@ class ModelFacts(Frozen):
     max_positions: int
     dtype: str
     parameters: int | None = None
-    experts: int = 0
     intermediate: int | None = None
     """Width of the feed-forward layer, of one expert's where there are experts."""
     latent_kv: int | None = None
@@ -54,11 +52,6 @@ class ModelFacts(Frozen):
     def dtype_bytes(self) -> float:
         """Bytes of one weight as the checkpoint stores it."""
         return DTYPE_BYTES[self.dtype]
-
-    @property
-    def weight_bytes(self) -> float | None:
-        """Bytes of the unquantised weights, None when the parameters are not counted."""
-        return None if self.parameters is None else self.parameters * self.dtype_bytes
 
     def kv_bytes_per_token(self, dtype: str = "auto") -> float:
         """Bytes of KV cache one token takes on all devices together.
@@ -143,7 +136,6 @@ def facts_of(config: Mapping[str, Any]) -> ModelFacts:
     heads, hidden = text["num_attention_heads"], text["hidden_size"]
     latent = text["kv_lora_rank"] + text["qk_rope_head_dim"] if text.get("kv_lora_rank") else None
     return ModelFacts(
-        model_type=text.get("model_type", "unknown"),
         layers=text["num_hidden_layers"],
         hidden=hidden,
         heads=heads,
@@ -153,7 +145,6 @@ def facts_of(config: Mapping[str, Any]) -> ModelFacts:
         max_positions=text["max_position_embeddings"],
         dtype=str(text.get("dtype") or text.get("torch_dtype") or "float32").removeprefix("torch."),
         parameters=_parameters(text),
-        experts=text.get("num_experts") or text.get("num_local_experts") or 0,
         intermediate=text.get("moe_intermediate_size") or text.get("intermediate_size"),
         latent_kv=latent,
     )
