@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from autotune import gpu, proc, process
+from autotune import gpu, metrics, proc, process
 from autotune.advice import advice
 from autotune.engines.base import Context, Engine, Launch, Session
 from autotune.errors import AutotuneError
@@ -42,6 +42,8 @@ __all__ = ["TrialJob", "evaluate"]
 _EVIDENCE_LINES = 12
 _LOG_BYTES = 512 * 1024
 _GENERIC = (FailureKind.CRASHED, FailureKind.UNHEALTHY, FailureKind.START_TIMEOUT, FailureKind.INCOMPLETE)
+_OF_WINDOWS = frozenset(metric.name for metric in metrics.TABLE if metric.scope == "row")
+"""Over an engine's whole life these would be diluted by its start."""
 _SPECIFIC = (FailureKind.OUT_OF_MEMORY, FailureKind.INVALID_CONFIG)
 
 
@@ -195,9 +197,7 @@ def _merged(measurement: Measurement, life: _Life, start_s: float) -> Measuremen
     totals = {"start_s": start_s}
     if life.start_facts.get("kv_tokens"):
         totals["kv_cache_tokens"] = float(life.start_facts["kv_tokens"])
-    # What stands in rows is of their windows; over the engine's whole life the same would be diluted by its start.
-    in_rows = {name for row in measurement.rows for name in row.metrics}
-    whole = {name: value for name, value in life.resources.items() if name not in in_rows}
+    whole = {name: value for name, value in life.resources.items() if name not in _OF_WINDOWS}
     start = {name: value for name, value in life.start_facts.items() if name not in ("seconds", "effective")}
     facts = {**measurement.facts, "start": start, "stop": dict(life.stop_facts)}
     return measurement.model_copy(update={"totals": {**totals, **measurement.totals, **whole}, "facts": facts})

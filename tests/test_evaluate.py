@@ -167,6 +167,8 @@ def test_a_metric_of_windows_is_not_replaced_by_the_whole_lifes(context):
     rows = (Row(level={"concurrency": 8}, metrics={"gpu_utilization": 0.95}),)
     early = Measurement(rows=rows, totals={"energy_joule": 850.0})
     assert evaluation._merged(early, life, 3.0).totals == {"start_s": 3.0, "energy_joule": 900.0}
+    trained = Measurement(rows=(), totals={"gpu_utilization": 0.9})
+    assert evaluation._merged(trained, life, 3.0).totals["gpu_utilization"] == 0.9
 
 
 def test_a_stop_request_is_an_interruption(run):

@@ -207,6 +207,9 @@ class LaunchedTraining(TrainingSession):
         main = {} if peak is None else {"peak_memory_gib": peak / _GIB}
         return {**main, **(self._gpus.totals() if self._gpus is not None else {})}
 
+    def resources_between(self, begin: float, end: float) -> Mapping[str, float]:
+        return self._gpus.between(begin, end) if self._gpus is not None else {}
+
     def stop(self) -> Mapping[str, Value]:
         self._memory.close()
         if self._gpus is not None:

@@ -40,17 +40,18 @@ def table(runs: Mapping[int, Sequence[Step]], resources: Mapping[str, float]) ->
 def totals(steps: Sequence[Step]) -> dict[str, float]:
     """One run's totals. Rates are sums over sums, so a short fast step does not weigh as much as a long one."""
     found: dict[str, float] = {}
-    seconds = sum(step.metrics["step_s"] for step in steps)
+    timed = whole_cycles(steps)
+    seconds = sum(step.metrics["step_s"] for step in timed)
     counts: dict[str, list[int | None]] = {
-        "sps": [step.samples for step in steps],
-        "fresh_sps": [step.fresh_samples for step in steps],
-        "train_tokens_per_s": [step.tokens for step in steps],
+        "sps": [step.samples for step in timed],
+        "fresh_sps": [step.fresh_samples for step in timed],
+        "train_tokens_per_s": [step.tokens for step in timed],
     }
     for name, values in counts.items():
         known = [value for value in values if value is not None]
-        if len(known) == len(steps):
+        if len(known) == len(timed):
             found[name] = sum(known) / seconds
-    found |= {name: fmean(gathered) for name in _PER_STEP_MEANS if (gathered := _present(steps, name))}
+    found |= {name: fmean(gathered) for name in _PER_STEP_MEANS if (gathered := _present(timed, name))}
     found |= {name: max(gathered) for name in _HIGHEST if (gathered := _present(steps, name))}
     for name in _AT_THE_END:
         if reported := _present(steps, name):
@@ -59,6 +60,17 @@ def totals(steps: Sequence[Step]) -> dict[str, float]:
     if len(rewards) >= 3:
         found["reward_slope"] = linear_regression(*zip(*rewards, strict=True)).slope
     return found
+
+
+def whole_cycles(steps: Sequence[Step]) -> Sequence[Step]:
+    """The steps from the first generation up to the last one, where some steps reuse what others generated.
+
+    A step that generates takes several times as long as one that reuses. Over a part of a cycle a rate would depend on
+    where the window fell, and on how long the cycle is that the study tunes. With fewer than two generations, all steps.
+    """
+    generating = [index for index, step in enumerate(steps) if step.fresh_samples]
+    reuses = any(step.fresh_samples == 0 for step in steps)
+    return steps[generating[0] : generating[-1]] if reuses and len(generating) > 1 else steps
 
 
 def _present(steps: Sequence[Step], metric: str) -> list[float]:

@@ -22,8 +22,8 @@ from autotune.workloads._training_table import METRICS, table
 from autotune.workloads.base import Progress, Workload, WorkloadOptions
 
 _POLL_S = 0.1
-_SEED_STRIDE = 1009
-"""Between the seeds of one trial seed and those of the next: more than a study lists, so that none comes twice."""
+_SEED_STRIDE = 1000
+"""Between the seeds of a repeated trial and those of the next one."""
 SHORT_STEPS = 30
 """Up to here a trial shows speed and memory only (the guides' 10 to 30 steps)."""
 
@@ -39,8 +39,8 @@ class TrainingOptions(WorkloadOptions):
     warm_up_steps: int = Field(default=2, ge=0)
     """Dropped: the first steps compile, allocate and fill caches."""
     seeds: tuple[int, ...] = ()
-    """One run for each; empty is one run with the trial's own seed. Where the trial has a seed of its own, as in each round
-    of the finalists, it moves them all, so that a repeat is not the same run again; rows keep the names given here."""
+    """One run for each; empty is one run with the trial's own seed. A repeated trial takes others, and its rows keep the names
+    given here, so that goals at one of them read every run."""
     deadline_s: float = Field(default=3600.0, gt=0)
     """Wall seconds of one run, start-up aside."""
     stall_s: float = Field(default=300.0, gt=0)
@@ -89,17 +89,18 @@ class Training(Workload):
         if not isinstance(session, TrainingSession):
             raise TypeError("The training workload needs the session of a training engine.")
         # The same seeds would repeat a run to the digit: a repeat takes others, so that its spread is that of the seeds.
-        shift = context.trial if context.origin in (Origin.BASELINE, Origin.FINALIST) else 0
-        seeds = tuple(seed + 1000 * shift for seed in self.options.seeds or (context.seed,))
+        shift = context.trial * _SEED_STRIDE if context.origin in (Origin.BASELINE, Origin.FINALIST) else 0
+        names = self.options.seeds or (context.seed,)
         runs: dict[int, list[Step]] = {}
-        rivals = Rivals(context)
-        moved = {seed: (seed + _SEED_STRIDE * context.seed) % 2**31 for seed in self.options.seeds}
-        for index, seed in enumerate(seeds):
-            if index or moved.get(seed, seed) != context.seed:
-                session.restart(moved.get(seed, seed))
-            watch = _Watch(self.options, session, rivals, progress, (index, len(seeds)))
-            runs[seed] = watch.measure()
-        measurement = table(runs, session.resources())
+        rivals, spans = Rivals(context), list[tuple[float, float]]()
+        for index, name in enumerate(names):
+            seed = (name + shift) % 2**31
+            if index or seed != context.seed:
+                session.restart(seed)
+            watch = _Watch(self.options, session, rivals, progress, (index, len(names)))
+            runs[name] = watch.measure()
+            spans.append((watch.began, time.monotonic()))
+        measurement = table(runs, {**_lasting(session), **_utilization(session, spans)})
         if "sps" in measurement.totals:
             rivals.add("sps", measurement.totals["sps"])
         return measurement
@@ -137,9 +138,11 @@ class _Watch:
         self.rungs = list(RUNGS)
         self.warm_up: list[Step] = []
         self.steps: list[Step] = []
+        self.began = 0.0
+        """Monotonic seconds at which the first measured step began."""
 
     def measure(self) -> list[Step]:
-        began = last = time.monotonic()
+        began = last = self.began = time.monotonic()
         for step in self.arriving():
             now = time.monotonic()
             if step is not None:
@@ -182,6 +185,7 @@ class _Watch:
     def take(self, step: Step) -> None:
         if len(self.warm_up) < self.options.warm_up_steps:
             self.warm_up.append(step)
+            self.began = time.monotonic()
         else:
             self.steps.append(step)
         why = lost(self.steps or [step], self.options.stop_when, self.fastest) or self.halved()
@@ -209,6 +213,19 @@ class _Watch:
         made = f"{len(self.steps)} steps were measured after {len(self.warm_up)} of warm-up."
         phase = Phase.MEASURE if self.steps else Phase.WARM_UP
         return TrialFailed(kind, phase, f"{why} {made}", advice=advice, partial=self.partial())
+
+
+def _lasting(session: Session) -> dict[str, float]:
+    """What a run used in all, without the share of time that its GPUs were busy: its start would dilute that."""
+    return {name: value for name, value in session.resources().items() if name != "gpu_utilization"}
+
+
+def _utilization(session: Session, spans: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """How busy the GPUs were while steps were measured, start-up and warm-up aside, where the session knows."""
+    known = [(stop - begin, used) for begin, stop in spans if (used := session.resources_between(begin, stop)) and stop > begin]
+    seen = [(seconds, used["gpu_utilization"]) for seconds, used in known if "gpu_utilization" in used]
+    whole = sum(seconds for seconds, _ in seen)
+    return {"gpu_utilization": sum(seconds * share for seconds, share in seen) / whole} if seen else {}
 
 
 workload = Training

@@ -36,7 +36,10 @@ class Played(TrainingSession):
         return {}
 
     def resources(self):
-        return {"peak_memory_gib": 2.0}
+        return {"peak_memory_gib": 2.0, "gpu_utilization": 0.1}
+
+    def resources_between(self, begin, end):
+        return {"gpu_utilization": 0.75} if begin > 0 else {}
 
     def new_steps(self):
         now, self.left = self.left[: self.portion], self.left[self.portion :]
@@ -82,6 +85,11 @@ def test_warm_up_steps_are_dropped(run):
     assert found.totals["train_tokens_per_s"] == 80.0 and found.totals["peak_memory_gib"] == 2.0
 
 
+def test_gpus_are_as_busy_as_in_the_measured_steps(run):
+    found = run(Played([[step(n) for n in range(6)]]), steps=4, warm_up_steps=2)
+    assert found.totals["gpu_utilization"] == pytest.approx(0.75), "the start-up's idle time does not count"
+
+
 def test_rates_are_sums_over_sums():
     found = totals([step(1, step_s=1.0, samples=10), step(2, step_s=9.0, samples=10)])
     assert found["sps"] == 2.0
@@ -114,6 +122,22 @@ def test_seeds_are_runs_of_their_own(run):
     assert [row.level for row in found.rows] == [{"seed": s, "step": n} for s in (0, 5) for n in (1, 2)]
     assert found.totals["reward"] == pytest.approx(0.4)
     assert found.facts["seeds"]["5"]["reward"] == pytest.approx(0.6)
+
+
+def test_a_repeat_of_a_trial_has_seeds_of_its_own_under_the_same_names(run):
+    session = Played([[], [step(1, 0.2), step(2, 0.2)], [step(1, 0.6), step(2, 0.6)]])
+    found = run(session, steps=2, warm_up_steps=0, seeds=(0, 5), trial=3, origin=Origin.FINALIST)
+    assert session.seeds == [3000, 3005]
+    assert [row.level["seed"] for row in found.rows] == [0, 0, 5, 5]
+
+
+@pytest.mark.parametrize("offset", range(4))
+def test_a_rate_does_not_depend_on_where_in_a_generation_cycle_the_window_fell(offset):
+    """Every fourth step generates for 9 s; every step trains for 1 s on 8 samples."""
+    every = [step(n, step_s=1.0 if n % 4 else 10.0, samples=8, fresh=0 if n % 4 else 32) for n in range(20)]
+    found = totals(every[offset : offset + 10])
+    assert found["sps"] == found["fresh_sps"] == pytest.approx(32 / 13)
+    assert found["step_s"] == pytest.approx(13 / 4)
 
 
 def test_a_first_seed_other_than_the_trials_own_restarts(run):
