@@ -35,19 +35,6 @@ def make(**options):
     return found(found.Options(kind="trl", **{"model": "synthetic:learner-tiny", "cpu": True, "python": PYTHON, **options}))
 
 
-@pytest.fixture
-def context(tmp_path):
-    return Context(
-        study="s",
-        trial=3,
-        tag=process.make_tag(tmp_path, "s", 3),
-        folder=tmp_path / "folder",
-        scratch=tmp_path / "scratch",
-        cache=tmp_path / "cache",
-        seed=11,
-    )
-
-
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """Synthetic models are made once for all tests."""

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from autotune import engines, process, spaces, workloads
 from autotune.engines._verl_hydra import A, hydra, override
 from autotune.engines._verl_steps import reader, samples_per_step
-from autotune.engines.base import Context
 from autotune.engines.verl import ray_folder, reseed
 from autotune.evaluate import evaluate
 from autotune.space import EngineSpace, Space
@@ -41,19 +40,6 @@ def make(**options):
 
 def configuration(**values):
     return Configuration(engine="verl", values=values)
-
-
-@pytest.fixture
-def context(tmp_path):
-    return Context(
-        study="s",
-        trial=3,
-        tag=process.make_tag(tmp_path, "s", 3),
-        folder=tmp_path / "folder",
-        scratch=tmp_path / "scratch",
-        cache=tmp_path / "cache",
-        seed=11,
-    )
 
 
 def given(launch):
