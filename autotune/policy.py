@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from autotune import gpu, models
+from autotune.errors import AutotuneError
 from autotune.feasibility.ladder import Known, Ladder
 from autotune.ledger import Ledger
 from autotune.plan import Plan
@@ -34,6 +35,20 @@ def driver(plan: Plan, ledger: Ledger, cold: bool, say: Callable[[str], None]) -
         learn=rungs.learn,
         prior=prior(plan),
     )
+
+
+def same_engines(plan: Plan, ledger: Ledger) -> None:
+    """Refuse to go on with another engine than the one that measured until now. Raises AutotuneError."""
+    notes = [note.payload for note in ledger.notes if note.kind == "engines"]
+    for kind, identity in plan.identities.items() if notes and ledger.records else ():
+        before = notes[-1].get(kind)
+        if before is None or (before["version"], before["device"]) == (identity.version, identity.device):
+            continue
+        raise AutotuneError(
+            f"The study {plan.study.name!r} was begun with {kind} {before['version']} on {before['device']}; installed is "
+            f"{identity.version} on {identity.device}, and its trials would not be comparable. Run it with --fresh to start "
+            "anew, give the study another name, or install what it was begun with."
+        )
 
 
 def ladder(plan: Plan) -> Ladder:

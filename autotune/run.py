@@ -40,6 +40,7 @@ def run(plan: Plan, *, fresh: bool = False, cold: bool = False, reporter: Report
     with Ledger(plan.folder, redact(plan.text.text), plan.study.identity, fresh=fresh) as ledger:
         for reaped in process.reap(plan.store):
             reporter.say(f"Ended what an earlier run left behind: {reaped}.")
+        policy.same_engines(plan, ledger)
         ledger.note("engines", {kind: identity.model_dump(mode="json") for kind, identity in plan.identities.items()})
         tracker = tracking.Tracker(plan.store, plan.study) if plan.study.tracking.enabled else None
         with Interrupts(reporter.say) as interrupts:

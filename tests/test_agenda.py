@@ -7,6 +7,7 @@ import pytest
 from autotune import plan as plans
 from autotune import policy
 from autotune.agenda import Agenda, gpu_minutes
+from autotune.errors import AutotuneError
 from autotune.ledger import Ledger
 from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, TrialJob, TrialRecord
 
@@ -80,3 +81,14 @@ def test_an_attempt_that_a_later_one_replaced_was_spent_all_the_same(plan, ledge
     found.finished(failed(again, FailureKind.CRASHED, seconds={"start": 60.0, "start.imports": 50.0}, gpus=(0, 1)))
     assert found.spent_minutes() == 3.0
     assert gpu_minutes(ledger.records.values()) == 2.0
+
+
+def test_a_study_does_not_go_on_with_another_version_of_its_engine(plan, ledger):
+    begun = {kind: identity.model_dump(mode="json") for kind, identity in plan.identities.items()}
+    ledger.note("engines", {"recorded": {**begun["recorded"], "version": "0.1"}})
+    policy.same_engines(plan, ledger)
+    ledger.record(failed(TrialJob(number=0, configuration=Configuration(engine="recorded")), FailureKind.CRASHED))
+    with pytest.raises(AutotuneError, match=r"begun with recorded 0\.1"):
+        policy.same_engines(plan, ledger)
+    ledger.note("engines", begun)
+    policy.same_engines(plan, ledger)
