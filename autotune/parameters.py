@@ -48,6 +48,7 @@ Distribution = IntRange | FloatRange | Choice
 
 
 def checked(text: str | None) -> str | None:
+    """The expression, once it parses. Raises ValueError."""
     if text is not None:
         try:
             parse(text)
@@ -110,6 +111,8 @@ class _Ranged(Parameter):
 
 
 class IntParameter(_Ranged):
+    """A range of whole numbers, every `step`-th of them from `low`."""
+
     kind: Literal["int"]
     low: int = Field(ge=-MAX_INTEGER, le=MAX_INTEGER)
     high: int = Field(ge=-MAX_INTEGER, le=MAX_INTEGER)
@@ -121,6 +124,8 @@ class IntParameter(_Ranged):
 
 
 class FloatParameter(_Ranged):
+    """A range of real numbers; with a step, the last value is the highest that the steps reach."""
+
     kind: Literal["float"]
     low: Annotated[float, Field(allow_inf_nan=False)]
     high: Annotated[float, Field(allow_inf_nan=False)]

@@ -65,6 +65,7 @@ class Objective(Frozen):
 
     @property
     def name(self) -> str:
+        """The selector's text, by which tables and trackers call the objective."""
         return str(self.selector)
 
 
@@ -77,6 +78,7 @@ class Constraint(Frozen):
 
     @property
     def name(self) -> str:
+        """The constraint as a study writes it, in one spelling."""
         at = str(self.selector).removeprefix(self.selector.metric)
         return f"{self.selector.metric} {self.op} {self.limit:g}{at}"
 

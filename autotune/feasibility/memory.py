@@ -70,6 +70,7 @@ class ModelShape(Frozen):
 
     @property
     def parameter_count(self) -> int:
+        """Parameters as counted, else by the formula of a dense decoder with gated feed-forward layers."""
         if self.parameters is not None:
             return self.parameters
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
@@ -79,6 +80,7 @@ class ModelShape(Frozen):
 
     @property
     def weights_gib(self) -> float:
+        """Size of the unquantised weights over all ranks."""
         return self.parameter_count * self.dtype_bytes / GIB
 
     def kv_bytes_per_token(self, kv_dtype: str | None = None) -> float:
@@ -104,6 +106,7 @@ class MemoryNeed:
 
     @property
     def kv_gib(self) -> float:
+        """What is left for the KV cache; negative where not even the rest fits."""
         return self.budget_gib - self.weights_gib - self.overhead_gib
 
 
@@ -121,6 +124,7 @@ class MemoryModel:
 
     @property
     def bias_gib(self) -> float:
+        """The median correction; 0 before anything was measured."""
         return statistics.median(self.corrections) if self.corrections else 0.0
 
     def need(self, values: Mapping[str, Value]) -> MemoryNeed:
@@ -134,6 +138,7 @@ class MemoryModel:
         return MemoryNeed(budget, weights, overhead, (budget - weights - overhead) / per_token, int(longest))
 
     def budget_gib(self, values: Mapping[str, Value]) -> float:
+        """What `gpu_memory_utilization` lets the engine take of one GPU."""
         return _number(values.get("gpu_memory_utilization"), self.default_utilization) * self.device_memory_gib
 
     def overhead_gib(self, values: Mapping[str, Value]) -> float:

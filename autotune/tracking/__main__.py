@@ -15,6 +15,7 @@ from autotune.tracking.sender import DRIVER, EXPERIMENT, LIMITS, URI, Sender, Wa
 
 
 def main() -> int:
+    """Send until the driver is gone, or once; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m autotune.tracking", description=__doc__)
     parser.add_argument("folder", type=Path, help="the study's folder in the store")
     parser.add_argument("--once", action="store_true", help="send what is missing and end")

@@ -81,8 +81,10 @@ class State(_Kept):
 
 
 def request_path(folder: Path) -> Path:
+    """Where the driver of a study's folder says what it wants sent."""
     return folder / FOLDER / "request.json"
 
 
 def state_path(folder: Path) -> Path:
+    """Where the sender says what the server acknowledged."""
     return folder / FOLDER / "state.json"
