@@ -10,6 +10,7 @@ import pytest
 from autotune.trial import FailureKind, Phase, TrialFailed
 from autotune.workloads._load.conduct import Conductor
 from autotune.workloads._load.options import Window
+from autotune.workloads._load.warm_up import WarmUp
 
 END = {"requests": [], "beats": [], "cpu_s": 0.0, "wall_s": 1.0, "issued": 0}
 
@@ -52,3 +53,15 @@ def test_an_engine_that_died_after_its_last_answer_is_no_measurement():
     assert run(Session(fatal=0)).span.seconds == pytest.approx(0.05)
     with pytest.raises(TrialFailed, match="status 1"):
         run(Session(fatal=2))
+
+
+def test_an_open_loop_is_warm_only_when_answers_end_as_often_as_they_begin():
+    """40 requests/s whose answers take 5 s: the first tokens are flat at once, and 200 are under way only after 5 s."""
+    warm = WarmUp(0, start=100.0)
+    due = [100.0 + n / 40 for n in range(400)]
+    flat_at = None
+    for tick in range(1, 100):
+        now, before = 100.0 + tick / 5, 100.0 + (tick - 1) / 5
+        warm.add([(at + 0.05, 0.05) for at in due if before < at + 5.0 <= now], now)
+        flat_at = now if warm.flat and flat_at is None else flat_at
+    assert flat_at is not None and 110.0 <= flat_at < 111.0

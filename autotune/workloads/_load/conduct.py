@@ -54,7 +54,7 @@ class Conductor:
         self._crew.collect("prepared")
         start = self._heard = perf_counter() + LEAD_S
         self._crew.order({"do": "go", "start": start})
-        warm = self._warm_up(start, WarmUp(users))
+        warm = self._warm_up(start, WarmUp(users, start))
         low = perf_counter()
         high = low + self._window.measure_s
         self._crew.order({"do": "window", "from": low, "to": high})
@@ -86,7 +86,7 @@ class Conductor:
         latest = until + self._window.deadline_s
         while not warm_up.flat and ((now := perf_counter()) < until or (not warm_up.turned_over and now < latest)):
             for _, message in self._turn(start):
-                warm_up.add(message["ttft"])
+                warm_up.add(message["ttft"], message["at"])
         return warm_up.flat
 
     def _turn_until(self, moment: float, start: float) -> None:

@@ -92,7 +92,10 @@ class Run:
         rules = Rules(self._options.min_finished_share, self._options.ignore_eos, bounds)
         done = self._complete(summarise(requests, log.span, load.level, log.client, rules), requests, log)
         self._done.append(done)
-        asked = [request.status for request in requests if log.span.holds(request.due)]
+        # Where every request runs into its deadline they may all be due just before the window.
+        asked = [request.status for request in requests if log.span.holds(request.due)] or [
+            request.status for request in requests if request.due < log.span.stop
+        ]
         # A probe of the climb may well drown the engine; a level that the study asked for may not.
         if asked and "finished" not in asked and load in self._options.load:
             silence = f"Not one of the {len(asked)} requests of {label} finished."
