@@ -88,6 +88,9 @@ def write(out: Path, *, engine: str, model: str | None, use: str, force: bool) -
         raise AutotuneError(f"{out} is there already; --force overwrites it.")
     on_gpu = bool(gpu.devices())
     shipped = spaces.available()
+    space = next((name for name in (engine, *shipped) if name in shipped and name.startswith(engine)), None)
+    if space is None:
+        raise NotFound(f"No search space ships for the engine {engine!r}; write its study by hand, with search_space.parameters.")
     text = _TEMPLATES[kind.serves].format(
         file=out,
         name=_name(out.stem),
@@ -95,7 +98,7 @@ def write(out: Path, *, engine: str, model: str | None, use: str, force: bool) -
         model=json.dumps(model) if _QUOTED.search(model) else model,
         use=use,
         data=("" if model.startswith("synthetic:") else _DATA) + ("" if on_gpu else "  cpu: true\n"),
-        space=engine if engine in shipped else next(name for name in shipped if name.startswith(engine)),
+        space=space,
         memory="peak_gpu_memory_gib" if on_gpu else "peak_memory_gib",
         trials=40 if on_gpu else 10,
         minutes=90 if on_gpu else 15,

@@ -210,7 +210,7 @@ def test_a_reader_that_goes_away_is_no_error(kept, args):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("engine", engines.kinds())
+@pytest.mark.parametrize("engine", ["recorded", "sglang", "trl", "verl", "vllm"])
 @pytest.mark.parametrize("use", starter.USES)
 def test_a_study_from_init_passes_its_check(tmp_path, monkeypatch, engine, use):
     monkeypatch.setattr(process, "start", lambda *args, **kwargs: pytest.fail("A process was started."))
@@ -220,6 +220,13 @@ def test_a_study_from_init_passes_its_check(tmp_path, monkeypatch, engine, use):
     checked = runner.invoke(cli.app, ["check", str(path), "--offline", "--store", str(tmp_path / "store")])
     assert checked.exception is None, checked.exception
     assert "Search space" in checked.output
+
+
+def test_init_says_when_no_space_ships_for_an_engine(tmp_path, monkeypatch):
+    monkeypatch.setattr("autotune.spaces.available", dict)
+    code, _, err = answer("init", tmp_path / "s.yaml")
+    assert code == 2
+    assert "No search space ships for the engine 'vllm'" in err
 
 
 @pytest.mark.parametrize("model", ["org/model", "#1", "a: b", "C:", "'quoted'"])

@@ -70,7 +70,7 @@ OFFLINE = [
     (SERVING, MODEL, "''", 4, "engine.model", "This is empty"),
     (SERVING, "  model: synthetic:tiny\n", "", 2, "engine.model", "'model' is missing"),
     (SERVING, "fixed: {max_model_len: 1024}", "python: /nowhere/python", 5, "engine.python", "There is no Python interpreter"),
-    (SERVING, "kind: http", "kind: training", 7, "workload.kind", "Allowed: http."),
+    (SERVING, "kind: http", "kind: training", 7, "workload.kind", "cannot be measured by the workload 'training'. Allowed: "),
     (SERVING, "output_tokens: 4", "output_token: 4", 8, "workload.traffic.output_token", "Did you mean 'output_tokens'?"),
     (SERVING, "output_tokens: 4", "output_tokens: -4", 8, LENGTH, "This must be above 0. Found -4."),
     (SERVING, "output_tokens: 4", "output_tokens: {uniform: [5, 2]}", 8, LENGTH, "5 is above 2"),
