@@ -58,7 +58,8 @@ class Site:
             attempt=job.attempt,
             tag=process.make_tag(self.store, self.study, job.number, job.attempt),
             folder=(self.store / self.study / "trials" / name).resolve(),
-            scratch=process.scratch_root() / f"{self.study}-{name}",
+            # Short, whatever the study is called: engines put sockets there, whose paths may have 107 characters.
+            scratch=process.scratch_root() / f"{job.number}-{job.attempt}",
             cache=(self.store / ".cache").resolve(),
             gpus=tuple(gpus),
             cpus=tuple(cpus),

@@ -221,9 +221,9 @@ def test_a_real_run_learns_and_is_measured(context, models):
 def test_a_good_learning_rate_beats_the_default_by_more_than_the_seeds_differ(context, models):
     """What studies/trl_grpo_cpu.yaml promises, in two trials of two seeds."""
     workload = workloads.get("training")
-    options = workload.Options(kind="training", samples=1280, warm_up_steps=2, seeds=(0, 1), deadline_s=200)
+    options = workload.Options(kind="training", samples=2560, warm_up_steps=2, seeds=(0, 1), deadline_s=300)
     rewards = {}
-    for number, values in enumerate(({}, {"learning_rate": 5e-3})):
+    for number, values in enumerate(({}, {"learning_rate": 3e-3})):
         place = {"cache": models, "seed": 0, "folder": context.folder / str(number), "scratch": context.scratch / str(number)}
         job = TrialJob(number=number, configuration=configuration(**values), origin=Origin.SEARCH)
         record = evaluate(job, make(fixed=SMALL), workload(options), context.model_copy(update=place), lambda label, share: None)

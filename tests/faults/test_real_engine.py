@@ -104,7 +104,7 @@ def test_a_driver_killed_above_a_real_engine_resumes_to_the_end(tmp_path):
 
 def strike_when(one, driver, moment):
     """Wait until the engine's start is well on its way, or until its first load client runs."""
-    wanted = "_vllm_serve" if moment == "start" else "_load.worker"
+    wanted = "_vllm/serve" if moment == "start" else "_load.worker"
     deadline = time.monotonic() + 400
     while not any(wanted in rigs.command_line(pid) for pid in rigs.own_processes(one.store)):
         assert driver.poll() is None and time.monotonic() < deadline, one.log()
