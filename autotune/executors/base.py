@@ -10,6 +10,7 @@ A new executor is one file in this folder whose module-level name `executor` is 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,10 @@ class Site:
         """GPUs the job must be leased."""
         return self.engines[job.configuration.engine].gpus_needed(job.configuration)
 
+    def _short_name(self) -> str:
+        """Eight characters that tell this study of this store from any other one that runs in this process."""
+        return hashlib.sha256(f"{self.store.resolve()}\0{self.study}".encode()).hexdigest()[:8]
+
     def context(self, job: TrialJob, gpus: Sequence[int] = (), cpus: Sequence[int] = ()) -> Context:
         """A context of its own for one attempt: tag, folder, scratch; made in the driver, whose life the tag carries."""
         name = f"{job.number:04d}-{job.attempt}"
@@ -59,7 +64,7 @@ class Site:
             tag=process.make_tag(self.store, self.study, job.number, job.attempt),
             folder=(self.store / self.study / "trials" / name).resolve(),
             # Short, whatever the study is called: engines put sockets there, whose paths may have 107 characters.
-            scratch=process.scratch_root() / f"{job.number}-{job.attempt}",
+            scratch=process.scratch_root() / f"{self._short_name()}-{job.number}-{job.attempt}",
             cache=(self.store / ".cache").resolve(),
             gpus=tuple(gpus),
             cpus=tuple(cpus),
