@@ -1,7 +1,8 @@
 """The command line: parses and prints, decides nothing.
 
 Exit codes: 0 done; 1 the study ended and nothing was measured; 2 the study or the command line is wrong; 3 a package,
-engine or GPU is missing; 4 another driver holds the study; 5 the store cannot be written; 130 interrupted.
+engine or GPU is missing; 4 another driver holds the study; 5 the store cannot be written; 6 the machine failed trial after
+trial; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,9 +26,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _in_use(store: Path) -> Path:
+    """What is asked of an engine before a trial is kept in the same store, wherever that is asked from."""
+    os.environ["AUTOTUNE_STORE"] = str(store.resolve())
+    return store
+
+
 StoreOption = Annotated[
     Path,
-    typer.Option("--store", envvar="AUTOTUNE_STORE", help="Folder that holds all studies.", show_default=True, file_okay=False),
+    typer.Option(
+        "--store",
+        envvar="AUTOTUNE_STORE",
+        help="Folder that holds all studies.",
+        show_default=True,
+        file_okay=False,
+        callback=_in_use,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 StudyFile = Annotated[Path, typer.Argument(help="A study.yaml file.", metavar="STUDY.YAML")]

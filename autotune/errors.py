@@ -7,6 +7,7 @@
     ├── StudyBusy                 4   another driver holds the study
     ├── NothingMeasured           1   the study ended and no trial was measured, so there is nothing to show or export
     ├── StoreUnwritable           5   the store's disk is full or read-only; what was measured until then is kept
+    ├── MachineUnusable           6   trial after trial fails by the machine's fault, or no GPU is left; the study can be continued
     └── Interrupted             130   the user stopped the run; the message says how to continue
 
 Everything else that escapes is a defect of autotune and keeps its traceback.
@@ -97,6 +98,12 @@ class StoreUnwritable(AutotuneError):
     """The study's store can no longer be written."""
 
     exit_code = 5
+
+
+class MachineUnusable(AutotuneError):
+    """The machine fails whatever trial it is given."""
+
+    exit_code = 6
 
 
 class Interrupted(AutotuneError):

@@ -8,14 +8,13 @@ from __future__ import annotations
 import bisect
 import functools
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from autotune.proc import Proc
+from autotune.sampling import TreeSampler
 
 TOLERANCE_BYTES = 512 << 20
 """How far above its idle baseline a GPU may stay: drivers keep a few hundred MiB for a while."""
@@ -135,35 +134,18 @@ class Sample:
     energy_j: float | None
 
 
-class Sampler:
-    """Samples a trial's GPUs from a thread until closed. What was seen stays readable afterwards."""
+class Sampler(TreeSampler):
+    """Samples a trial's GPUs until closed."""
 
     def __init__(self, gpus: Sequence[int], members: Callable[[], list[Proc]], interval_s: float = 0.2) -> None:
         """`members` gives the trial's processes; memory is theirs where NVML tells it for each process."""
+        super().__init__(members, interval_s)
         self.gpus = tuple(gpus)
         self.samples: list[Sample] = []
         self.idle_bytes = sum(baseline(gpus).values())
         self._handles = [_ask("nvmlDeviceGetHandleByIndex", index) for index in gpus]
-        self._members = members
-        self._interval_s = interval_s
         self._clocks: list[float] = []
         self._throttles: dict[str, int] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="gpu-sampler", daemon=True)
-
-    def __enter__(self) -> Self:
-        if self.gpus:
-            self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take a last sample and stop. Idempotent."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def totals(self) -> dict[str, float]:
         """`peak_gpu_memory_gib`, `energy_joule` and `gpu_utilization` over everything sampled; what was not measured is absent."""
@@ -193,21 +175,12 @@ class Sampler:
             facts["throttled_samples"] = dict(self._throttles)
         return facts
 
-    def _loop(self) -> None:
-        pids: set[int] = set()
-        looked = float("-inf")
-        while True:
-            last = self._stop.is_set()
-            now = time.monotonic()
-            if now - looked >= 1.0:
-                pids, looked = {one.pid for one in self._members()}, now
-                self._look_at_clocks()
-            self.samples.append(self._look(pids))
-            if last:
-                return
-            self._stop.wait(self._interval_s)
+    def look(self, pids: frozenset[int], anew: bool) -> None:
+        if anew:
+            self._look_at_clocks()
+        self.samples.append(self._sample(pids))
 
-    def _look(self, pids: set[int]) -> Sample:
+    def _sample(self, pids: frozenset[int]) -> Sample:
         memory = [_ask("nvmlDeviceGetMemoryInfo", handle) for handle in self._handles]
         rates = [_ask("nvmlDeviceGetUtilizationRates", handle) for handle in self._handles]
         energy = [_ask("nvmlDeviceGetTotalEnergyConsumption", handle) for handle in self._handles]
@@ -248,7 +221,7 @@ def _names(part: str, device: Device) -> bool:
     return int(part) == device.index if part.isdecimal() else device.uuid.startswith(part)
 
 
-def _of_processes(handles: Sequence[Any], pids: set[int]) -> int | None:
+def _of_processes(handles: Sequence[Any], pids: frozenset[int]) -> int | None:
     """GPU memory of the processes, None when NVML lists none of them or withholds their memory.
 
     Inside a container NVML may list ids of another namespace, or none; then only the device's total is known.

@@ -49,6 +49,18 @@ class ModelFacts(Frozen):
     """Elements cached per token and layer by multi-head latent attention; None for ordinary attention."""
 
     @property
+    def counted(self) -> bool:
+        """Whether weights, KV cache and activations follow from this shape: `weights_gib` is known, and attention is ordinary."""
+        known = self.parameters is not None and self.intermediate is not None and self.dtype in DTYPE_BYTES
+        return known and self.latent_kv is None
+
+    @property
+    def weights_gib(self) -> float:
+        """Size of the unquantised weights over all ranks. Only for a model that is counted."""
+        assert self.parameters is not None
+        return self.parameters * self.dtype_bytes / 2**30
+
+    @property
     def dtype_bytes(self) -> float:
         """Bytes of one weight as the checkpoint stores it."""
         return DTYPE_BYTES[self.dtype]
@@ -58,9 +70,10 @@ class ModelFacts(Frozen):
 
         2 (key and value) x layers x KV heads x head dim x bytes: Kwon et al., "Efficient Memory Management for Large
         Language Model Serving with PagedAttention", SOSP 2023, section 3. Latent attention caches one vector per layer
-        instead (DeepSeek-V2, arXiv 2405.04434, section 2.1). `auto` is the weights' own type.
+        instead (DeepSeek-V2, arXiv 2405.04434, section 2.1). `auto`, and a type that is not in the table, count as the
+        weights' own.
         """
-        size = DTYPE_BYTES[self.dtype if dtype == "auto" else dtype]
+        size = DTYPE_BYTES.get(dtype, self.dtype_bytes)
         if self.latent_kv is not None:
             return self.layers * self.latent_kv * size
         return 2 * self.layers * self.kv_heads * self.head_dim * size

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import threading
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from autotune.proc import Proc
+from autotune.sampling import TreeSampler
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -23,8 +20,8 @@ def tree_memory_bytes(pids: Iterable[int]) -> int:
     return rss_bytes(pids) if pss is None else pss
 
 
-class PeakMemory:
-    """Samples a tree's resident memory from a thread and keeps the highest.
+class PeakMemory(TreeSampler):
+    """Samples a tree's resident memory and keeps the highest.
 
     The cheap resident sum is read at every sample. The proportional size (PSS), which costs a page-table walk, is read
     only when that sum reaches a new high by 1 %; `peak_bytes` is the highest PSS, or the highest sum where the kernel
@@ -32,40 +29,12 @@ class PeakMemory:
     """
 
     def __init__(self, members: Callable[[], list[Proc]], interval_s: float = 0.25) -> None:
+        super().__init__(members, interval_s)
         self.peak_bytes: int | None = None
         self.method = "pss"
-        self._members = members
-        self._interval_s = interval_s
         self._highest_rss = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="peak-memory", daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take a last sample and stop. Idempotent; the peak stays."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _loop(self) -> None:
-        pids: list[int] = []
-        looked = float("-inf")
-        while True:
-            last = self._stop.is_set()
-            if last or time.monotonic() - looked >= 1.0:
-                pids, looked = [one.pid for one in self._members()], time.monotonic()
-            self._sample(pids)
-            if last:
-                return
-            self._stop.wait(self._interval_s)
-
-    def _sample(self, pids: list[int]) -> None:
+    def look(self, pids: frozenset[int], anew: bool) -> None:
         rss = rss_bytes(pids)
         if not rss or rss <= self._highest_rss * 1.01:
             return

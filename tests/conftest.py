@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,17 @@ from autotune.trial import Configuration, Failed, FailureKind, Measured, Measure
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True)
+def store_of_one_test() -> Iterator[None]:
+    """The command line names its store in the environment, where the next test must not find it."""
+    named = os.environ.get("AUTOTUNE_STORE")
+    yield
+    os.environ.pop("AUTOTUNE_STORE", None)
+    if named is not None:
+        os.environ["AUTOTUNE_STORE"] = named
+
 
 ENGINE_TIMEOUT_S = 900
 """A real engine may take minutes to start on a machine of two busy cores."""

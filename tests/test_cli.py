@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from autotune import cli, engines, live, process, starter, view
 from autotune.doctor import Finding
-from autotune.errors import AutotuneError, MissingPrerequisite, NothingMeasured, StoreUnwritable, StudyBusy
+from autotune.errors import AutotuneError, MachineUnusable, MissingPrerequisite, NothingMeasured, StoreUnwritable, StudyBusy
 from autotune.terminal import Plain, clean
 from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, TrialJob, TrialRecord
 
@@ -138,7 +138,7 @@ def test_a_wrong_command_line_is_answered_with_2(args):
     ("error", "code"),
     [
         (NothingMeasured("x"), 1), (AutotuneError("x"), 2), (MissingPrerequisite("x"), 3), (StudyBusy("x"), 4),
-        (StoreUnwritable("x"), 5), (KeyboardInterrupt(), 130),
+        (StoreUnwritable("x"), 5), (MachineUnusable("x"), 6), (KeyboardInterrupt(), 130),
     ],
 )  # fmt: skip
 def test_each_problem_has_its_exit_code(monkeypatch, capsys, error, code):

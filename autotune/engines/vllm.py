@@ -16,7 +16,7 @@ from autotune.engines._environment import interpreter
 from autotune.engines._server import Ask, ServingSession
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Session, Verdict
 from autotune.errors import AutotuneError, MissingPrerequisite, Mistake
-from autotune.feasibility.memory import MemoryModel, ModelShape
+from autotune.feasibility.memory import MemoryModel
 from autotune.secrets import is_secret_name
 from autotune.trial import Configuration, Value, digest_of
 
@@ -220,11 +220,10 @@ class VllmEngine(Engine):
 
     def memory_model(self, resolved: Mapping[str, Value]) -> MemoryModel | None:
         facts = None if self.on_cpu else models.facts(self.options.model)
-        shape = ModelShape.of(facts) if facts is not None else None
-        if facts is None or shape is None:
+        if facts is None or not facts.counted:
             return None
         return MemoryModel(
-            shape,
+            facts,
             device_memory_gib=gpu.devices()[0].total_bytes / _GIB,
             max_model_len=resolved.get("max_model_len") or facts.max_positions,
             default_utilization=resolved.get("gpu_memory_utilization") or 0.92,

@@ -13,8 +13,8 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from autotune.models import DTYPE_BYTES, ModelFacts
-from autotune.trial import Frozen, Value
+from autotune.models import ModelFacts
+from autotune.trial import Value
 
 GIB = 2**30
 BASE_GIB = 0.30
@@ -34,58 +34,6 @@ _UNKNOWN = (
     "num_gpu_blocks_override",
 )
 """Parameters whose memory the model does not know; a configuration that sets one is never cut by it."""
-
-
-class ModelShape(Frozen):
-    """What of a model decides its memory and its speed."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    dtype_bytes: float = 2
-    tied_embeddings: bool = False
-    parameters: int | None = None
-    """The exact count where it is known; else that of a dense, gated transformer of this shape."""
-
-    @classmethod
-    def of(cls, facts: ModelFacts) -> ModelShape | None:
-        """The shape of a model; None for one whose memory this formula does not describe."""
-        if facts.parameters is None or facts.latent_kv is not None or facts.intermediate is None:
-            return None
-        return cls(
-            layers=facts.layers,
-            hidden=facts.hidden,
-            intermediate=facts.intermediate,
-            heads=facts.heads,
-            kv_heads=facts.kv_heads,
-            head_dim=facts.head_dim,
-            vocabulary=facts.vocab,
-            dtype_bytes=facts.dtype_bytes,
-            parameters=facts.parameters,
-        )
-
-    @property
-    def parameter_count(self) -> int:
-        """Parameters as counted, else by the formula of a dense decoder with gated feed-forward layers."""
-        if self.parameters is not None:
-            return self.parameters
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied_embeddings else 2)
-        return self.layers * layer + embeddings + self.hidden
-
-    @property
-    def weights_gib(self) -> float:
-        """Size of the unquantised weights over all ranks."""
-        return self.parameter_count * self.dtype_bytes / GIB
-
-    def kv_bytes_per_token(self, kv_dtype: str | None = None) -> float:
-        """Bytes one token occupies in the KV cache over all layers; `auto` and None are the model's own type."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * DTYPE_BYTES.get(kv_dtype or "auto", self.dtype_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +60,12 @@ class MemoryNeed:
 
 @dataclass(frozen=True, slots=True)
 class MemoryModel:
-    """The bound of one model on one kind of GPU. `corrections` are measured minus predicted overheads, GiB."""
+    """The bound of one model, which must be `counted`, on one kind of GPU.
 
-    shape: ModelShape
+    `corrections` are measured minus predicted overheads, GiB.
+    """
+
+    model: ModelFacts
     device_memory_gib: float
     max_model_len: int
     default_utilization: float = 0.92
@@ -130,8 +81,8 @@ class MemoryModel:
     def need(self, values: Mapping[str, Value]) -> MemoryNeed:
         """The memory of a configuration, by vLLM's parameter names."""
         ranks = _ranks(values)
-        per_token = self.shape.kv_bytes_per_token(_text(values.get("kv_cache_dtype"))) / ranks / GIB
-        weights = self.shape.weights_gib / ranks
+        per_token = self.model.kv_bytes_per_token(_kv_dtype(values)) / ranks / GIB
+        weights = self.model.weights_gib / ranks
         overhead = self.overhead_gib(values) + self.bias_gib
         budget = self.budget_gib(values)
         longest = _number(values.get("max_model_len"), self.max_model_len)
@@ -146,8 +97,9 @@ class MemoryModel:
         rows = _number(values.get("max_num_batched_tokens"), self.default_batched_tokens)
         sequences = _number(values.get("max_num_seqs"), self.default_seqs)
         tensor = max(1.0, _number(values.get("tensor_parallel_size"), 1))
-        activations = rows * (3 * self.shape.intermediate / tensor + 2 * self.shape.hidden) * self.shape.dtype_bytes / GIB
-        logits = sequences * self.shape.vocabulary * 4 / GIB
+        width = 3 * (self.model.intermediate or 0) / tensor + 2 * self.model.hidden
+        activations = rows * width * self.model.dtype_bytes / GIB
+        logits = sequences * self.model.vocab * 4 / GIB
         graphs = 0.0 if values.get("enforce_eager") else GRAPHS_GIB
         return BASE_GIB + max(activations, logits, graphs)
 
@@ -169,8 +121,8 @@ class MemoryModel:
     def calibrated(self, values: Mapping[str, Value], kv_tokens: float) -> MemoryModel:
         """The model after one more trial that reported its KV-cache capacity in tokens."""
         ranks = _ranks(values)
-        per_token = self.shape.kv_bytes_per_token(_text(values.get("kv_cache_dtype"))) / ranks / GIB
-        measured = self.budget_gib(values) - self.shape.weights_gib / ranks - kv_tokens * per_token
+        per_token = self.model.kv_bytes_per_token(_kv_dtype(values)) / ranks / GIB
+        measured = self.budget_gib(values) - self.model.weights_gib / ranks - kv_tokens * per_token
         return replace(self, corrections=(*self.corrections, measured - self.overhead_gib(values)))
 
 
@@ -186,5 +138,5 @@ def _number(value: Value, default: float) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float(default)
 
 
-def _text(value: Value) -> str | None:
-    return None if value is None else str(value)
+def _kv_dtype(values: Mapping[str, Value]) -> str:
+    return str(values.get("kv_cache_dtype") or "auto")

@@ -62,7 +62,7 @@ class Roofline:
         held = prompt + self.shape.output_tokens
         batch = max(1.0, min(float(values.get("max_num_seqs") or 256), need.kv_tokens / held, self.shape.concurrency))
         step = self._step(values, batch, card)
-        prefill = 2 * self.memory.shape.parameter_count * prompt / (card[1] * FLOPS_REACHED)
+        prefill = 2 * (self.memory.model.parameters or 0) * prompt / (card[1] * FLOPS_REACHED)
         request_s = self.shape.output_tokens * step / batch + prefill
         rate = 1 / request_s
         gpu = need.budget_gib if need.budget_gib else 0.0
@@ -79,11 +79,12 @@ class Roofline:
 
     def _step(self, values: Mapping[str, Value], batch: float, card: tuple[float, float]) -> float:
         """Seconds of one decode step."""
-        shape = self.memory.shape
+        model = self.memory.model
+        parameters = model.parameters or 0
         context = self.shape.input_tokens + self.shape.output_tokens / 2
-        cache = batch * context * shape.kv_bytes_per_token(str(values.get("kv_cache_dtype") or "auto"))
-        read = (shape.parameter_count * shape.dtype_bytes + cache) / (card[0] * BANDWIDTH_REACHED)
-        compute = 2 * shape.parameter_count * batch / (card[1] * FLOPS_REACHED)
+        cache = batch * context * model.kv_bytes_per_token(str(values.get("kv_cache_dtype") or "auto"))
+        read = (parameters * model.dtype_bytes + cache) / (card[0] * BANDWIDTH_REACHED)
+        compute = 2 * parameters * batch / (card[1] * FLOPS_REACHED)
         return max(read, compute) + (EAGER_STEP_S if values.get("enforce_eager") else 0.0)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from autotune import models
 from autotune.engines._recorded.recording import load
-from autotune.feasibility.memory import UNEXPLAINED_GIB, ModelShape
+from autotune.feasibility.memory import UNEXPLAINED_GIB
 
 RECORDING = load("vllm-0.26.0-llama8b")
 UNCALIBRATED = replace(RECORDING.memory(), corrections=())
@@ -59,7 +59,12 @@ def test_more_ranks_share_the_weights():
     assert two.kv_tokens > 2 * one.kv_tokens
 
 
-def test_the_shape_of_a_synthetic_model_is_the_recorded_one():
+def test_a_synthetic_model_is_the_recorded_one():
+    assert models.facts("synthetic:llama-3.1-8b") == RECORDING.about.model
+
+
+def test_nothing_is_said_of_a_model_that_is_not_counted():
     facts = models.facts("synthetic:llama-3.1-8b")
-    shape = ModelShape.of(facts)
-    assert shape.weights_gib == pytest.approx(RECORDING.about.model.weights_gib, rel=1e-6)
+    assert facts.counted
+    for unknown in ({"parameters": None}, {"latent_kv": 576}, {"dtype": "float8_of_tomorrow"}):
+        assert not facts.model_copy(update=unknown).counted

@@ -10,7 +10,8 @@ import orjson
 from pydantic import Field, ValidationError
 
 from autotune.errors import InvalidInput, Mistake, NotFound, nearest
-from autotune.feasibility.memory import MemoryModel, ModelShape
+from autotune.feasibility.memory import MemoryModel
+from autotune.models import ModelFacts
 from autotune.trial import Frozen, Value
 
 FOLDER = Path(__file__).parents[2] / "data" / "recorded"
@@ -91,7 +92,7 @@ class Description(Frozen):
     imports_s: float
     """Seconds of a start before the engine reads its flags; what a refused configuration costs."""
     max_model_len: int
-    model: ModelShape
+    model: ModelFacts
     defaults: Mapping[str, Value]
     traffic: Mapping[str, Traffic]
 

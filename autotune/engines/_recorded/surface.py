@@ -184,7 +184,7 @@ class Surface:
     def _beside_kv(self, launch: LaunchRecord) -> float:
         full = self.recording.resolve(launch.config)
         tokens = launch.kv_tokens or 0
-        held = tokens * self.memory.shape.kv_bytes_per_token(str(full["kv_cache_dtype"])) / 2**30
+        held = tokens * self.memory.model.kv_bytes_per_token(str(full["kv_cache_dtype"])) / 2**30
         return max(level.mem_gib for level in launch.levels) - held
 
 
