@@ -23,13 +23,19 @@ keep() { # NAME: what is worth carrying home
   tar czf "$out/$1.logs.tar.gz" -C "$logs" . && rm -rf "$logs"
 }
 
+# A first Ctrl-C lets running trials finish, a second one ends them: the trial that the GPU has half paid for is worth waiting for.
+finish=${FINISH_S:-110}
+
 for study in "$@"; do
   name=$(sed -n 's/^name: *//p' "$study" | head -1)
   left=$((deadline - SECONDS - 30))
-  if [ "$left" -ge 60 ]; then
-    # INT is what a user's Ctrl-C sends: trials end, the ledger is complete, and the study can be continued.
-    timeout --signal=INT --kill-after=25 "$left" .venvs/autotune/bin/python -m autotune.cli run "$study" --store "$store" 2>&1 |
-      tee "$out/$name.txt" | tail -n 60
+  if [ "$left" -ge $((finish + 60)) ]; then
+    .venvs/autotune/bin/python -m autotune.cli run "$study" --store "$store" > >(tee "$out/$name.txt" | tail -n 60) 2>&1 &
+    run=$!
+    (sleep $((left - finish)) && kill -INT $run && sleep "$finish" && kill -INT $run && sleep 25 && kill -KILL $run) 2>/dev/null &
+    clock=$!
+    wait $run
+    kill $clock 2>/dev/null
   else
     echo "No time is left for $study."
   fi
