@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from autotune import gpu, models, process, synthetic
-from autotune.engines import _flags
+from autotune.engines import _flags, _logprobs
 from autotune.engines import _sglang_args as args
 from autotune.engines import _sglang_cpu as cpu
 from autotune.engines import _sglang_log as log
+from autotune.engines._answers import Answers
 from autotune.engines._environment import interpreter
 from autotune.engines._server import Ask, Dialect, ServingSession
 from autotune.engines._sglang_cpu import cpu_support
 from autotune.engines.base import Context, Diagnosis, Engine, Flag, Identity, Launch, Serves, Session, Verdict
 from autotune.errors import AutotuneError, MissingPrerequisite, Mistake, nearest
 from autotune.secrets import is_secret_name
-from autotune.trial import Configuration, Value, digest_of
+from autotune.trial import Configuration, Value
 
 __all__ = ["SglangEngine", "cpu_support", "engine"]
 
@@ -89,9 +89,20 @@ class SglangEngine(Engine):
         verdicts = [self._own_check(configuration) for configuration in configurations]
         asked = [index for index, verdict in enumerate(verdicts) if verdict.refused is None]
         argvs = [self._arguments(self.explicit(configurations[index], cache), cache) for index in asked]
-        for index, told in zip(asked, self._answers("resolve", argvs), strict=True):
-            verdicts[index] = Verdict(refused=told.get("refused"), resolved=args.by_flag(told.get("resolved", {})))
+        about = {"env": dict(self._probe_environment), "model": self.model_digest(cache)}
+
+        def ask(indices: list[int]) -> list[Verdict]:
+            told = self._answers("resolve", [argvs[index] for index in indices])
+            return [Verdict(refused=one.get("refused"), resolved=self._public(one.get("resolved", {}))) for one in told]
+
+        found = self._kept.verdicts([{"resolve": list(argv), **about} for argv in argvs], ask)
+        for index, verdict in zip(asked, found, strict=True):
+            verdicts[index] = verdict
         return verdicts
+
+    @staticmethod
+    def _public(resolved: Mapping[str, Value]) -> dict[str, Value]:
+        return {name: value for name, value in args.by_flag(resolved).items() if not is_secret_name(name)}
 
     def parse(self, argv: Sequence[str]) -> Mapping[str, Value]:
         """The values SGLang's own parser reads from an argv, a `--config` file included.
@@ -125,6 +136,9 @@ class SglangEngine(Engine):
 
     def diagnose(self, log_text: str, returncode: int | None) -> Diagnosis | None:
         return log.diagnose(log_text, returncode)
+
+    def incomparable(self) -> str | None:
+        return _logprobs.random_weights(self.options)
 
     def remarks(self) -> str:
         return cpu_support() if self.on_cpu else ""
@@ -180,16 +194,12 @@ class SglangEngine(Engine):
 
     @cached_property
     def _known_flags(self) -> Mapping[str, Flag]:
-        """Read once per interpreter and versions, then from a file: importing SGLang takes ten seconds."""
-        key = digest_of({"python": self.python, "packages": dict(self.identity().packages), "probe": PROBE.read_text()})
-        kept = models.shared_cache() / "flags" / f"sglang-{key}.json"
-        if not kept.is_file():
-            found = self._probe("flags", self._probe_environment)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            draft = kept.with_suffix(f".{os.getpid()}")
-            draft.write_text(json.dumps(found))
-            draft.replace(kept)
-        return {flag.name: flag for flag in map(args.flag, json.loads(kept.read_text()))}
+        told = self._kept.get("flags", lambda: self._probe("flags", self._probe_environment))
+        return {flag.name: flag for flag in map(args.flag, told)}
+
+    @cached_property
+    def _kept(self) -> Answers:
+        return Answers(self.identity(), self.python, PROBE)
 
     def _answers(self, what: str, argvs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         if not argvs:
@@ -215,6 +225,7 @@ def _dialect(flags: Mapping[str, Flag], warm: bool | None) -> Dialect:
         confirm=partial(_confirm, flags, warm),
         diagnose=log.diagnose,
         reset="/flush_cache?timeout=5",
+        answer=_logprobs.of_sglang,
     )
 
 

@@ -9,22 +9,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 from autotune import gpu, models, process, synthetic
-from autotune.engines import _flags, _vllm_log
+from autotune.engines import _flags, _logprobs, _vllm_log
+from autotune.engines._answers import Answers
 from autotune.engines._environment import interpreter
 from autotune.engines._server import Ask, ServingSession
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Session, Verdict
 from autotune.errors import AutotuneError, MissingPrerequisite, Mistake
 from autotune.feasibility.memory import MemoryModel
 from autotune.secrets import is_secret_name
-from autotune.trial import Configuration, Value, digest_of
+from autotune.standby import Ahead
+from autotune.trial import Configuration, Value
 
 _SCRIPTS = Path(__file__).parent / "_vllm"
 _PROBE = _SCRIPTS / "probe.py"
 _SERVE = _SCRIPTS / "serve.py"
 _PROBE_TIMEOUT_S = 300.0
 _GIB = 1 << 30
+_SERVER_MODULES = (
+    "vllm.entrypoints.cli.serve",
+    "vllm.collect_env",
+    "vllm.entrypoints.openai.api_server",
+    "vllm.v1.engine.async_llm",
+)
+"""What the process that serves imports; what one version has not is passed over."""
+_CHILD_MODULES = (
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.executor.uniproc_executor",
+)
+"""What the processes that compute import."""
 _MEMORY_NAMES = (
     "kv_cache_memory_bytes",
     "gpu_memory_utilization",
@@ -55,6 +71,12 @@ class VllmOptions(EngineOptions):
     On two busy cores a CPU server was up after 18 s instead of 103 s. Forked processes share what they have imported, so peak
     memory is lower than that of a server started by hand, by 0.5 GiB there: leave it off where memory is an objective. On
     a CPU with more than two cores the computing threads also move between the cores that they would be bound to.
+    """
+    standby: Literal["auto"] | bool = "auto"
+    """Have the next trial's interpreter import vLLM while the present trial is measured, on cores of its own.
+
+    `auto` does so on GPUs where a trial has eight cores or more; `true` does everywhere, at idle priority where there are
+    no cores to spare, which disturbs what is measured.
     """
 
 
@@ -111,25 +133,26 @@ class VllmEngine(Engine):
 
     @cached_property
     def _known_flags(self) -> Mapping[str, Flag]:
-        """Read once per interpreter and versions, then from a file: importing vLLM takes ten seconds."""
-        key = digest_of({"python": self.python, "packages": dict(self.identity().packages), "probe": _PROBE.read_text()})
-        kept = models.shared_cache() / "flags" / f"vllm-{key}.json"
-        if not kept.is_file():
-            found = self._probe("flags")
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            draft = kept.with_suffix(f".{os.getpid()}")
-            draft.write_text(json.dumps(found))
-            draft.replace(kept)
-        return {flag["name"]: Flag(**flag) for flag in json.loads(kept.read_text())}
+        told = self._answers.get("flags", lambda: self._probe("flags"))
+        return {flag["name"]: Flag(**flag) for flag in told}
+
+    @cached_property
+    def _answers(self) -> Answers:
+        return Answers(self.identity(), self.python, _PROBE)
 
     def preflight(self, configurations: Sequence[Configuration]) -> list[Verdict]:
         cache = models.shared_cache()
-        asked = []
+        asked: list[dict[str, Value]] = []
         for configuration in configurations:
             parameters, env = _flags.split(self.explicit(configuration, cache))
             argv = [self.model_path(cache), *_flags.arguments(parameters, self.flags())]
             asked.append({"argv": argv, "env": {**self.options.env, **env}})
-        return [self._verdict(answer) for answer in self._probe("resolve", asked)]
+        model = self.model_digest(cache)
+
+        def ask(indices: list[int]) -> list[Verdict]:
+            return [self._verdict(answer) for answer in self._probe("resolve", [asked[index] for index in indices])]
+
+        return self._answers.verdicts([{"resolve": one, "model": model} for one in asked], ask)
 
     def _verdict(self, answer: Mapping[str, Value]) -> Verdict:
         if "refused" in answer:
@@ -192,31 +215,45 @@ class VllmEngine(Engine):
         head += ["--served-model-name", self.options.model]
         return Launch(
             argv=(self.python, str(_SERVE), *head, *_flags.arguments(parameters, self.flags())),
-            env={**self._surroundings(context), **self.options.env, **env},
+            env={**self._surroundings(context.cache, context.gpus), **self.options.env, **env},
             endpoint=f"http://127.0.0.1:{port}",
         )
 
-    def _surroundings(self, context: Context) -> dict[str, str]:
+    def ahead(self, cache: Path) -> Ahead | None:
+        if not self.options.standby or (self.options.standby == "auto" and self.on_cpu):
+            return None
+        return Ahead(
+            head=(self.python, str(_SERVE)),
+            modules=(*_SERVER_MODULES, *(_CHILD_MODULES if self.options.fork else ())),
+            env={**self._surroundings(cache), **self.options.env},
+            late=("VLLM_",),
+            insist=self.options.standby is True,
+        )
+
+    def _surroundings(self, cache: Path, gpus: Sequence[int] = ()) -> dict[str, str]:
         """Variables every trial gets: compile caches shared between trials, nothing sent home, no network for local models."""
         return {
             **_QUIET,
-            **_caches(context.cache),
+            **_caches(cache),
             "VLLM_ENABLE_STARTUP_PLAN": "0",  # its plan ignores gpu_memory_utilization, so trials would share one KV size
             "VLLM_SERVER_DEV_MODE": "1",  # offers /reset_prefix_cache and /server_info; the server listens on loopback only
             **({"HF_HUB_OFFLINE": "1"} if self._local else {}),
-            **(_CPU if self.on_cpu else gpu.visible(context.gpus)),
+            **(_CPU if self.on_cpu else gpu.visible(gpus) if gpus else {}),
             **({"AUTOTUNE_FORK": "1"} if self.options.fork else {}),
         }
 
     def open(self, launch: Launch, context: Context) -> Session:
         compiled = context.cache / "vllm" / "inductor" / "fxgraph"
-        dialect = replace(_vllm_log.DIALECT, confirm=partial(_confirm, compiled, _count(compiled)))
+        dialect = replace(_vllm_log.DIALECT, confirm=partial(_confirm, compiled, _count(compiled)), answer=_logprobs.of_vllm)
         session = ServingSession(launch, context, self.options, dialect, self.options.model)
         session.model_folder = Path(launch.argv[2]) if self._local else None
         return session
 
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
         return _vllm_log.diagnose(log, returncode)
+
+    def incomparable(self) -> str | None:
+        return _logprobs.random_weights(self.options)
 
     def memory_model(self, resolved: Mapping[str, Value]) -> MemoryModel | None:
         facts = None if self.on_cpu else models.facts(self.options.model)
