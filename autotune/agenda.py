@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from autotune import cache, finalists, gpu
-from autotune.analysis import Analysis
 from autotune.feasibility.cut import Cut
 from autotune.ledger import Ledger
 from autotune.plan import Plan
+from autotune.results import StudyResults
 from autotune.score import Score, score
 from autotune.search.driver import Driver, Proposal
 from autotune.search.screening import Screening
@@ -66,7 +66,7 @@ class Agenda:
             if note.kind == "finalists" and note.payload["searched"] == searched:
                 self.finals = [TrialJob.model_validate(job) for job in note.payload["jobs"]]
         if not self.finals:
-            analysis = Analysis(self.plan.study, tuple(self.ledger.records.values()))
+            analysis = StudyResults(self.plan.study, tuple(self.ledger.records.values()), notes=tuple(self.ledger.notes))
             self.finals = finalists.plan(analysis, self.plan.study.finalists, self.driver.next_number, self.seed)
             jobs = [job.model_dump(mode="json") for job in self.finals]
             self.ledger.note("finalists", {"searched": searched, "jobs": jobs})

@@ -15,6 +15,7 @@ from autotune.errors import InvalidInput, Mistake, NotFound, NothingMeasured
 from autotune.estimates import Gain, Noise
 from autotune.metrics import lookup
 from autotune.pareto import Direction
+from autotune.quality import Guard, Review
 from autotune.score import Objective, Score, Selector, score, unsteady, value_of
 from autotune.secrets import redact
 from autotune.stats import Interval
@@ -31,8 +32,8 @@ class Candidate:
     digest: str
     records: tuple[TrialRecord, ...]
     feasible: bool
-    """Every constraint kept by the mean of the runs (of the finalist's runs, where there are any), and no run failed or was
-    left without a score by the configuration's own fault."""
+    """Every constraint kept by the mean of the runs (of the finalist's runs, where there are any), no run failed or was left
+    without a score by the configuration's own fault, and the answers are not known to be too far from the default's."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,16 @@ class Analysis:
     @property
     def name(self) -> str:
         return self.study.name
+
+    @property
+    def guard(self) -> Guard:
+        """What is known to change the model's answers; nothing where only the records are known."""
+        return Guard()
+
+    @cached_property
+    def quality(self) -> Review:
+        """What the rounds say of the answers of configurations that can change them."""
+        return Review(self.guard, self.study.quality.max_drift_nats, self.records)
 
     @property
     def directions(self) -> tuple[Direction, ...]:
@@ -229,7 +240,9 @@ class Analysis:
         judged = [found for record, found in scored if record.origin is Origin.FINALIST] or [found for _, found in scored]
         kept = all(sum(column) <= 0 for column in zip(*(found.violations for found in judged), strict=True))
         sound = not any(self.score(record) is None and _own_fault(record) for record in runs)
-        return Candidate(scored[0][0].number, digest, tuple(record for record, _ in scored), kept and sound)
+        check = self.quality.check(runs[0].configuration)
+        faithful = check is None or check.answer != "failed"
+        return Candidate(scored[0][0].number, digest, tuple(record for record, _ in scored), kept and sound and faithful)
 
     def _nothing(self) -> NothingMeasured:
         if not self.candidates:

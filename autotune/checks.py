@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from autotune import executors, exporters, workloads
+from autotune import answers, executors, exporters, workloads
 from autotune.engines.base import Engine
 from autotune.errors import AutotuneError, InvalidInput, MissingPrerequisite, Mistake, WrongValue, nearest
 from autotune.score import Selector
@@ -101,6 +101,14 @@ def exports(study: Study, text: Source, engines: Mapping[str, Engine]) -> Iterat
                 yield text.mistake(place, f"The exporter {name!r} renders {', '.join(supported)}, not {', '.join(engines)}.")
             if name in study.export[:index]:
                 yield text.mistake(place, f"The exporter {name!r} stands twice in this list.")
+
+
+def quality(study: Study, text: Source) -> Iterator[Mistake]:
+    """Whether the study's own prompts can be asked."""
+    try:
+        answers.prompts(study.quality.prompts)
+    except InvalidInput as error:
+        yield from (text.placed(mistake, mistake.path.split(".")) for mistake in error.mistakes)
 
 
 def machinery(study: Study, text: Source) -> Iterator[Mistake]:

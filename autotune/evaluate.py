@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from autotune import gpu, metrics, proc, process
 from autotune.advice import advice
+from autotune.answers import FACT
 from autotune.engines.base import Context, Engine, Launch, Session
 from autotune.errors import AutotuneError
 from autotune.secrets import redact, redact_argv, redact_env
@@ -28,6 +29,7 @@ from autotune.trial import (
     FailureKind,
     Measured,
     Measurement,
+    Origin,
     Outcome,
     Phase,
     TrialFailed,
@@ -89,6 +91,8 @@ class _Life:
     start_facts: Mapping[str, Value] = field(default_factory=dict)
     stop_facts: Mapping[str, Value] = field(default_factory=dict)
     resources: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, float] | None = None
+    """The resources at the end of the load, where something else was asked of the engine after it."""
     oom_kills: int = field(default_factory=lambda: _oom_kills())
 
     @property
@@ -144,9 +148,26 @@ def _measure(life: _Life) -> Measurement:
             start_s = time.monotonic() - before
         with life.during(Phase.MEASURE):
             measurement = life.workload.run(session, context, life.progress)
+        if life.workload.prompts and life.job.origin in (Origin.BASELINE, Origin.FINALIST):
+            with life.during(Phase.QUALITY):
+                life.measured = session.resources()
+                measurement = _with_answers(measurement, life, session)
     finally:
         _stop(life, session)
     return _checked(_merged(measurement, life, start_s))
+
+
+def _with_answers(measurement: Measurement, life: _Life, session: Session) -> Measurement:
+    """The measurement with what the engine answers to the fixed prompts; that it cannot answer undoes no measurement."""
+    life.progress("quality check", 1.0)
+    try:
+        found: dict[str, Value] = {"answers": [one.model_dump(mode="json") for one in session.answers(life.workload.prompts)]}
+    except TrialFailed as error:
+        found = {"unchecked": redact(" ".join(error.failed.evidence[:1]))}
+    except Exception as error:
+        _keep_traceback(life.context.folder, error)
+        found = {"unchecked": redact(f"{type(error).__name__}: {error}")}
+    return measurement.model_copy(update={"facts": {**measurement.facts, FACT: found}})
 
 
 def _prepared(launch: Launch, context: Context) -> Launch:
@@ -197,7 +218,7 @@ def _merged(measurement: Measurement, life: _Life, start_s: float) -> Measuremen
     totals = {"start_s": start_s}
     if life.start_facts.get("kv_tokens"):
         totals["kv_cache_tokens"] = float(life.start_facts["kv_tokens"])
-    whole = {name: value for name, value in life.resources.items() if name not in _OF_WINDOWS}
+    whole = {name: value for name, value in (life.measured or life.resources).items() if name not in _OF_WINDOWS}
     start = {name: value for name, value in life.start_facts.items() if name not in ("seconds", "effective")}
     facts = {**measurement.facts, "start": start, "stop": dict(life.stop_facts)}
     return measurement.model_copy(update={"totals": {**totals, **measurement.totals, **whole}, "facts": facts})

@@ -41,6 +41,9 @@ def export(
     Raises NotFound, NothingMeasured (a failed trial is never exported), InvalidInput (the target's parser refuses it).
     """
     chosen = found.candidate(choose(found, pick) if trial is None else trial)
+    check = found.quality.check(chosen.records[0].configuration)
+    if check is not None and check.answer == "failed":
+        raise AutotuneError(f"Trial {chosen.trial} is not exported. {check}")
     if not chosen.feasible:
         raise AutotuneError(f"Trial {chosen.trial} breaks a constraint of the study or failed when repeated, and is not exported.")
     exporter = exporters.get(to)
@@ -50,6 +53,7 @@ def export(
         raise AutotuneError(f"The exporter {to!r} renders {known}; trial {chosen.trial} ran {won.engine.kind}.")
     files = {name: redact(text) for name, text in exporter.render(won).items()}
     proof = exporter.prove(files, won) if prove else "The files were not proved, as asked."
+    proof = " ".join([proof, *won.cautions])
     folder = out or store / found.name / "export" / f"{chosen.trial:04d}-{to}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,8 +100,15 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
         options=engine.options.model_dump(mode="json", exclude_unset=True),
         figures=tuple(_figures(found, chosen)),
         measured_on=f"{when} on {identity.device}".strip(),
+        cautions=_cautions(found, chosen),
         unsteady=tuple(dict.fromkeys(reason for record in chosen.records for reason in found.unsteady(record))),
     )
+
+
+def _cautions(found: StudyResults, chosen: Candidate) -> tuple[str, ...]:
+    """That its answers can differ from the default's and nobody looked."""
+    check = found.quality.check(chosen.records[0].configuration)
+    return (str(check),) if check is not None and check.answer == "not checked" else ()
 
 
 def _identity(engine: Engine, found: StudyResults) -> Identity:

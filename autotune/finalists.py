@@ -60,12 +60,30 @@ def plan(analysis: Analysis, spec: Finalists, first_number: int, seed: int) -> l
 
 
 def choose(analysis: Analysis, count: int) -> list[Candidate]:
-    """The best of each objective and the knee first, then the front's other members, as many as asked."""
+    """The best of each objective and the knee first, then the front's other members, as many as asked.
+
+    Where all of them could fail the quality check, the last gives way to the best that cannot.
+    """
     members = [analysis.feasible[index].trial for index in analysis.noisy_front.members]
     if not members or not count:
         return []
     wanted = [analysis.best(name) for name in analysis.objective_names] + [analysis.knee(), *members]
-    return [analysis.candidate(trial) for trial in dict.fromkeys(wanted)][:count]
+    found = [analysis.candidate(trial) for trial in dict.fromkeys(wanted)][:count]
+    safe = None if any(_safe(analysis, one) for one in found) else _best_safe(analysis)
+    return found if safe is None or count < 2 else [*found[: count - 1], safe]
+
+
+def _safe(analysis: Analysis, one: Candidate) -> bool:
+    """Whether nothing in a candidate can change the model's answers."""
+    return not analysis.quality.changes(one.records[0].configuration)
+
+
+def _best_safe(analysis: Analysis) -> Candidate | None:
+    """The best in the first objective of those that cannot change the answers and are not the default."""
+    objective = analysis.study.objectives[0]
+    found = [one for one in analysis.feasible if _safe(analysis, one) and one is not analysis.default_candidate]
+    sign = -1 if objective.direction == "maximize" else 1
+    return min(found, key=lambda one: sign * analysis.mean(one, objective), default=None)
 
 
 def verdicts(analysis: Analysis, jobs: Sequence[TrialJob]) -> list[Verdict]:

@@ -67,6 +67,13 @@ TABLE: tuple[Metric, ...] = (
     Metric("slo_request_rate", "1/s", "maximize", "trial", "Highest request rate that met the SLO, found by the climb."),
     Metric("slo_goodput_per_s", "1/s", "maximize", "trial", "Goodput at that rate."),
     Metric(
+        "logprob_drift",
+        "nats",
+        "minimize",
+        "trial",
+        "Mean absolute difference of a token's log-probability from the default's first run, over fixed prompts and answers.",
+    ),
+    Metric(
         "reward",
         "reward",
         "maximize",

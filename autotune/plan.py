@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autotune import checks, engines, flag_checks, gpu, spaces, study, validation, workloads
+from autotune import answers, checks, engines, flag_checks, gpu, spaces, study, validation, workloads
 from autotune.engines.base import Engine, Identity, Verdict
 from autotune.errors import InvalidInput, Mistake
+from autotune.quality import Guard, Watched
 from autotune.search import samplers
 from autotune.source import Place, Source
 from autotune.space import Space
@@ -44,6 +45,17 @@ class Plan:
         """What trials share: compile caches, synthetic models."""
         return cache_of(self.store)
 
+    @property
+    def guard(self) -> Guard:
+        """What of each engine's space can change the model's answers, and whether the finalists' rounds will look."""
+        none = None if self.study.finalists.count else "the study measures no finalists again"
+        return Guard(
+            engines={
+                kind: Watched(lossy=space.lossy(), unchecked=none or self.engines[kind].incomparable())
+                for kind, space in self.space.engines.items()
+            }
+        )
+
     def defaults(self) -> tuple[Configuration, ...]:
         """Each engine's default configuration, the study's first engine leading."""
         return tuple(Configuration(engine=kind) for kind in self.engines)
@@ -73,6 +85,7 @@ def assemble(parsed: Study, text: Source, store: Path) -> Plan:
         collected.extend(checks.section(workload, text, ("workload",)))
         collected.extend(checks.goals(parsed, text, workload))
     collected.extend(checks.exports(parsed, text, built))
+    collected.extend(checks.quality(parsed, text))
     collected.extend(checks.machinery(parsed, text))
     space, first = None, list[Configuration]()
     if len(built) == len(parsed.engine):
@@ -83,7 +96,9 @@ def assemble(parsed: Study, text: Source, store: Path) -> Plan:
         collected.extend(wrong)
     collected.finish()
     assert workload is not None and space is not None
-    return Plan(parsed, text, store, built, workload, space, tuple(first))
+    plan = Plan(parsed, text, store, built, workload, space, tuple(first))
+    workload.prompts = answers.prompts(parsed.quality.prompts) if plan.guard.asks else ()
+    return plan
 
 
 def engines_of(parsed: Study, text: Source) -> Mapping[str, Engine]:

@@ -15,6 +15,7 @@ from autotune.errors import AutotuneError
 from autotune.metrics import lookup
 from autotune.parameters import Parameter
 from autotune.plan import Plan
+from autotune.quality import Watched
 from autotune.secrets import redact
 from autotune.trial import Configuration, Frozen, Scalar, Value
 
@@ -180,12 +181,20 @@ def _backwards(plan: Plan) -> Iterator[str]:
             yield f"{name}: {end} is better for this metric, and the study asks for the opposite."
 
 
+def _checked(plan: Plan, watched: Watched) -> str:
+    """What will be done about that."""
+    if watched.unchecked is not None:
+        return f"that will not be checked, because {watched.unchecked}. Check a winner's quality before you deploy it."
+    limit, asked = plan.study.quality.max_drift_nats, len(plan.workload.prompts)
+    return f"finalists must answer {asked} fixed prompts within {limit:g} nats a token of the default's log-probabilities."
+
+
 def _warnings(plan: Plan) -> Iterator[str]:
     yield from _backwards(plan)
     for kind, space in plan.space.engines.items():
-        lossy = [name for name, parameter in space.parameters.items() if parameter.lossy]
-        if lossy:
-            yield f"{kind}: {', '.join(lossy)} can change the model's answers; check a winner's quality before you deploy it."
+        watched = plan.guard.engines[kind]
+        if watched.lossy:
+            yield f"{kind}: {', '.join(watched.lossy)} can change the model's answers; {_checked(plan, watched)}"
         roles = {name: parameter.role for name, parameter in space.sampled()}
         yield from (f"{kind}: {caution}" for caution in plan.workload.cautions(roles))
         resolved = plan.resolved.get(kind)

@@ -17,6 +17,7 @@ from autotune import ledger
 from autotune import study as studies
 from autotune.analysis import Analysis, outcome_name, total_seconds
 from autotune.errors import NotFound, NothingMeasured, nearest
+from autotune.quality import QUALITY, Guard
 from autotune.trial import Failed, TrialRecord
 
 
@@ -28,6 +29,11 @@ class StudyResults(Analysis):
     """The study's folder in the store; None when read from a tracking server."""
     notes: tuple[ledger.Note, ...] = ()
     """What the ledger keeps beside trials: engines as measured, quarantined GPUs, finalists' verdicts."""
+
+    @property
+    def guard(self) -> Guard:
+        kept = [note.payload for note in self.notes if note.kind == QUALITY]
+        return Guard.model_validate(kept[-1]) if kept else Guard()
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -86,6 +92,8 @@ class StudyResults(Analysis):
         }
         row |= {f"param.{name}": record.configuration.values.get(name, record.effective.get(name)) for name in names}
         row |= dict(record.measurement.totals) if record.measurement else {}
+        drift = self.quality.drift(record)
+        row |= {"logprob_drift": drift.nats} if drift else {}
         if found:
             row |= dict(zip(self.objective_names, found.values, strict=True))
             row |= {f"violation.{c.name}": v for c, v in zip(self.study.constraints, found.violations, strict=True)}

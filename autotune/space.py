@@ -71,6 +71,12 @@ class EngineSpace(Frozen):
     known: Mapping[str, Value] = Field(default_factory=dict)
     """What the engine runs with where a configuration says nothing, and its `device`; empty until the engine was asked."""
 
+    def lossy(self) -> dict[str, Value]:
+        """The engine's parameters that can change the model's answers, with what the default runs with where that is known."""
+        marked = [(name, parameter) for name, parameter in self.parameters.items() if parameter.lossy]
+        names = [one for name, each in marked for one in (each.members if isinstance(each, TupleParameter) else (name,))]
+        return {name: self.known.get(name) for name in names}
+
     def sampled(self) -> Iterator[tuple[str, AnyParameter]]:
         """Parameters the sampler chooses, in an order in which conditions can be decided."""
         for name, parameter in self.parameters.items():

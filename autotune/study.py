@@ -80,6 +80,20 @@ class Finalists(Frozen):
     repeats: int = Field(default=3, ge=2, le=20)
 
 
+class QualitySpec(Frozen):
+    """What a finalist that changes the model's answers must keep to, where the weights are real."""
+
+    max_drift_nats: float = Field(default=0.1, gt=0)
+    """Largest mean absolute difference of a token's log-probability from the default's.
+
+    A quantised model whose distributions are K nats of Kullback-Leibler divergence away moves them by about sqrt(2 K). For
+    Llama 3 8B against its 16-bit weights llama.cpp publishes 0.0014, 0.0055 and 0.031 at 8, 6 and 4 bits
+    (tools/perplexity/README.md), hence 0.05, 0.10 and 0.25: the default lets 8 bits pass and stops 4.
+    """
+    prompts: Path | None = None
+    """JSONL with a `prompt` a line; None takes the two dozen texts that ship."""
+
+
 class ExecutorSpec(Frozen):
     """Where trials run. `auto` is this machine: in the driver's own process for a recorded engine, else one process a trial."""
 
@@ -132,6 +146,7 @@ class Study(Frozen):
     first_trials: tuple[Mapping[str, Any], ...] = ()
     """Configurations to try right after the default: parameter → value, and `engine` where there are several."""
     finalists: Finalists = Finalists()
+    quality: QualitySpec = QualitySpec()
     executor: ExecutorSpec = ExecutorSpec()
     tracking: TrackingSpec = TrackingSpec()
     reuse: bool = False

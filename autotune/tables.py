@@ -36,7 +36,17 @@ def gain_lines(analysis: Analysis) -> list[str]:
         lines.append(
             f"{name}: no configuration is better than the default beyond noise." if best else f"{gain}, trial {gain.trial}."
         )
-    return list(dict.fromkeys([*lines, *_knee_line(analysis), *_unsteady_lines(analysis)]))
+    return list(dict.fromkeys([*lines, *_knee_line(analysis), *quality_lines(analysis), *_unsteady_lines(analysis)]))
+
+
+def quality_lines(analysis: Analysis) -> list[str]:
+    """What was found of each change that can spoil answers; one that was not checked is told where the front holds it."""
+    return [
+        str(check)
+        for check in analysis.quality.checks
+        if check.answer == "failed"
+        or (check.changes and (check.answer == "passed" or any(trial in analysis.membership for trial in check.trials)))
+    ]
 
 
 def _unsteady_lines(analysis: Analysis) -> list[str]:
@@ -164,6 +174,9 @@ def _reason(analysis: Analysis, record: TrialRecord) -> tuple[str, str, str] | N
         return "breaks a constraint", f"Broken: {'; '.join(broken)}.", ""
     if record.number in analysis.membership:
         return None
+    check = analysis.quality.check(record.configuration)
+    if check is not None and check.answer == "failed":
+        return "changes answers", "Leave these values to the default, or allow more by quality.max_drift_nats.", str(check)
     if not analysis.candidate(record.number).feasible:
         return "did not hold", "The same configuration failed or broke a constraint when it was measured again.", ""
     return "beaten", "Another configuration is at least as good in every objective, beyond noise.", ""

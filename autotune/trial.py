@@ -32,6 +32,8 @@ class Phase(StrEnum):
     START = "start"
     WARM_UP = "warm-up"
     MEASURE = "measure"
+    QUALITY = "quality"
+    """Asked the fixed prompts, after its load was measured."""
     STOP = "stop"
     SCORE = "score"
 

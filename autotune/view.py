@@ -150,6 +150,8 @@ def print_trial(found: StudyResults, record: TrialRecord) -> None:
     elif record.measurement is not None:
         _print_rows(record)
         console.print(table("\nWhole trial", ("metric", "value"), sorted(record.measurement.totals.items())))
+        if check := found.quality.check(record.configuration):
+            console.print(f"\n{check}", markup=False)
     console.print(table("\nSeconds", ("phase", "s"), record.seconds.items()))
     if record.effective:
         console.print(table("\nEffective configuration", ("parameter", "value"), sorted(record.effective.items())))
@@ -185,6 +187,7 @@ def study_json(found: StudyResults) -> dict[str, Any]:
         "objectives": list(found.objective_names),
         "default_trial": None if found.default_candidate is None else found.default_candidate.trial,
         "gain": tables.gain_lines(found),
+        "quality": [check.model_dump() for check in found.quality.checks],
         "front": [
             {"trial": one.trial, "front": found.membership[one.trial]} for one in found.feasible if one.trial in found.membership
         ],

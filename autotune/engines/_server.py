@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from autotune import process
+from autotune.answers import Answer
+from autotune.engines import _logprobs
 from autotune.engines.base import Context, Diagnosis, EngineOptions, Launch, Session
 from autotune.gpu import Sampler
 from autotune.logs import LogReader, tail
@@ -48,6 +50,8 @@ class Dialect:
     reset: str
     """Path that empties the prefix cache when POSTed to."""
     health: str = "/health"
+    answer: _logprobs.Ask | None = None
+    """None for a server that gives no log-probabilities."""
 
 
 @dataclass
@@ -121,6 +125,15 @@ class ServingSession(Session):
         """Empty the engine's prefix cache, so that a level does not feed on the one before; False when the engine will not."""
         self.check_alive()
         return self._request("POST", self._dialect.reset) is not None
+
+    def answers(self, prompts: Sequence[str]) -> tuple[Answer, ...]:
+        if self._dialect.answer is None or self.endpoint is None:
+            return super().answers(prompts)
+        try:
+            return _logprobs.asked(self._dialect.answer, self.endpoint, self.model, prompts)
+        except TrialFailed:
+            self.check_alive()
+            raise
 
     def resources(self) -> Mapping[str, float]:
         found: dict[str, float] = {}

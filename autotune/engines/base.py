@@ -25,9 +25,10 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, FiniteFloat
 
 from autotune import models
+from autotune.answers import Answer
 from autotune.errors import Mistake
 from autotune.feasibility.memory import MemoryModel
-from autotune.trial import Configuration, FailureKind, Frozen, Origin, Value
+from autotune.trial import Configuration, FailureKind, Frozen, Origin, Phase, TrialFailed, Value
 
 Serves = Literal["http", "training", "recorded"]
 """What a session offers a workload: an HTTP endpoint, a training run's metrics, or recorded measurements."""
@@ -167,6 +168,13 @@ class Session(ABC):
         """`energy_joule` and `gpu_utilization` of one load level, given by two moments of the monotonic clock, when measured."""
         return {}
 
+    def answers(self, prompts: Sequence[str]) -> tuple[Answer, ...]:
+        """What the engine gives the tokens of each prompt and of its greedy answer, one prompt after the other.
+
+        Raises TrialFailed when it cannot answer; what was measured before stands all the same.
+        """
+        raise TrialFailed(FailureKind.UNHEALTHY, Phase.QUALITY, "This engine gives no log-probabilities.")
+
     def __enter__(self) -> Self:
         return self
 
@@ -272,6 +280,11 @@ class Engine(ABC):
         `resolved` holds the values of the default configuration.
         """
         return None
+
+    def incomparable(self) -> str | None:
+        """Why the answers of a configuration cannot be compared with the default's; None for an engine whose sessions answer
+        prompts and whose weights are real."""
+        return f"the engine {self.kind} gives no log-probabilities"
 
     def remarks(self) -> str:
         """What a user should know about this engine on this machine; empty when there is nothing special."""

@@ -60,6 +60,9 @@ class Winner(Frozen):
     unsteady: tuple[str, ...] = ()
     """Why the figures depend on when they were measured; empty when they do not."""
 
+    cautions: tuple[str, ...] = ()
+    """What to know before the files are used; a sentence each."""
+
     def header(self) -> list[str]:
         """Lines for a comment on top of every exported file."""
         device = self.engine.device
@@ -68,6 +71,7 @@ class Winner(Frozen):
             *([f"Measured {self.measured_on}."] if self.measured_on else []),
             *(str(figure) for figure in self.figures),
             *(f"Not steady while measured, {reason}" for reason in self.unsteady),
+            *self.cautions,
         ]
 
 

@@ -153,6 +153,8 @@ def _metrics(analysis: Analysis, record: TrialRecord, at: int) -> list[Point]:
     if record.measurement is None:
         return points
     single = {metric_key(name): value for name, value in record.measurement.totals.items()}
+    drift = analysis.quality.drift(record)
+    single |= {"logprob_drift": drift.nats} if drift else {}
     found = analysis.score(record)
     if found is not None:
         single |= dict(zip(map(metric_key, analysis.objective_names), found.values, strict=True))
@@ -195,6 +197,8 @@ def tags_of(analysis: Analysis, record: TrialRecord, study_id: str) -> dict[str,
     }
     if failed:
         tags |= {"autotune.phase": str(failed.phase), "mlflow.note.content": _note(failed)}
+    if check := analysis.quality.check(record.configuration):
+        tags["autotune.quality"] = check.answer
     if unsteady := analysis.unsteady(record):
         tags["autotune.unsteady"] = " ".join(unsteady)
     if record.reused_from:

@@ -162,7 +162,8 @@ def _bring_trial(server: Server, results: StudyResults, record: TrialRecord, sta
     if stale:
         server.tag(known.run_id, tags)
         known.tags |= tags
-    return (server.names.get(key) != names and _fill(server, results, record, state, names)) or fresh or stale
+    # A drift is known only once the default's answers are, and its tag comes with it.
+    return ((stale or server.names.get(key) != names) and _fill(server, results, record, state, names)) or fresh or stale
 
 
 def _fill(server: Server, results: StudyResults, record: TrialRecord, state: State, names: tuple[str, ...]) -> bool:

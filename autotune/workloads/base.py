@@ -41,6 +41,8 @@ class Workload(ABC):
 
     def __init__(self, options: WorkloadOptions) -> None:
         self.options = options
+        self.prompts: tuple[str, ...] = ()
+        """What a trial that is measured again asks its engine once the load is over; empty where answers are not compared."""
 
     def check(self) -> Iterator[Mistake]:
         """What the options show to be wrong beyond their types, each at the path of an option: a file that is not there or
