@@ -18,6 +18,7 @@ import datetime
 import json
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from autotune.process import make_tag
 from autotune.trial import Configuration, Measured, TrialJob
 from autotune.workloads.base import Workload
 
+ATTEMPTS = 3
+"""Launches tried for one measurement: a neighbour on the machine may make the load client late."""
 LEVELS = ({"request_rate": 4}, {"concurrency": 16})
 PHASES = ("start.imports", "start.config", "start.engine", "start.load", "start.compile", "start.kv_cache", "start.graphs",
           "start.warm_up", "start.serve", "start", "measure", "stop")  # fmt: skip
@@ -57,9 +60,13 @@ def trial(engine: Engine, load: Workload, store: Path, cache: Path, number: int)
         cache=cache,
     )
     job = TrialJob(number=number, configuration=Configuration(engine=engine.kind))
-    record = evaluate(job, engine, load, context, lambda label, share: None)
-    assert isinstance(record.outcome, Measured), record.outcome
-    return dict(record.seconds)
+    for _ in range(ATTEMPTS):
+        record = evaluate(job, engine, load, context, lambda label, share: None)
+        if isinstance(record.outcome, Measured):
+            print(number, {phase: round(seconds, 1) for phase, seconds in record.seconds.items()}, file=sys.stderr, flush=True)
+            return dict(record.seconds)
+        print(number, record.outcome.evidence[:1], file=sys.stderr, flush=True)
+    raise SystemExit(f"{ATTEMPTS} launches in a row were not measured.")
 
 
 def added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
