@@ -15,6 +15,7 @@ MOST_OF_A_STEP = 0.6
 """A phase that takes this share of a step is what bounds it."""
 SLOW_REWARD = 0.2
 SLOW_SYNC = 0.15
+SLOW_UPKEEP = 0.15
 FLAT = 0.05
 """Samples per second that differ by less over all trials are flat."""
 ENOUGH_ROWS = 10
@@ -38,14 +39,13 @@ def findings(outcome: Outcome) -> tuple[Finding, ...]:
 
 def across(records: Sequence[TrialRecord]) -> tuple[Finding, ...]:
     """What only several trials together show."""
-    speeds = [
-        record.outcome.measurement.totals["sps"]
-        for record in records
-        if isinstance(record.outcome, Measured) and "sps" in record.outcome.measurement.totals
-    ]
+    totals = [record.outcome.measurement.totals for record in records if isinstance(record.outcome, Measured)]
+    speeds = [one["sps"] for one in totals if "sps" in one]
     if len(speeds) < 5 or max(speeds) - min(speeds) > FLAT * max(speeds):
         return ()
-    evidence = f"{len(speeds)} configurations made between {min(speeds):.4g} and {max(speeds):.4g} samples/s."
+    busy = [one["gpu_utilization"] for one in totals if "gpu_utilization" in one]
+    gpus = f" with GPUs busy {min(busy):.0%} to {max(busy):.0%} of the time" if busy else ""
+    evidence = f"{len(speeds)} configurations made between {min(speeds):.4g} and {max(speeds):.4g} samples/s{gpus}."
     remedy = (
         "Look whether parallelism is real (GPU utilisation, number of processes), whether the run saves or validates too often "
         "(save_freq, test_freq), and whether the reward function waits; then tune other parameters."
@@ -151,6 +151,12 @@ def _sync_bound(measurement: Measurement) -> Finding | None:
     return _bound(measurement, "communication-bound", "Handing over weights", ("weight_sync_s",), SLOW_SYNC, remedy)
 
 
+def _upkeep_bound(measurement: Measurement) -> Finding | None:
+    known = tuple(name for name in ("testing_s", "save_checkpoint_s") if name in measurement.totals)
+    remedy = "Validate and save less often (test_freq, save_freq), or validate on fewer prompts."
+    return _bound(measurement, "upkeep-bound", "Validating and saving", known, SLOW_UPKEEP, remedy)
+
+
 def _answers_cut(measurement: Measurement) -> Finding | None:
     cut = measurement.totals.get("truncated_ratio")
     if cut is None or cut <= 0.5:
@@ -212,5 +218,5 @@ def _one_seed(measurement: Measurement) -> list[Mapping[str, float]]:
 
 _RULES: tuple[Callable[[Measurement], Finding | None], ...] = (
     _client_bound, _preempted, _kv_full, _queueing, _kl_running_away, _reward_flat, _reward_slow, _rollout_bound, _update_bound,
-    _sync_bound, _answers_cut,
+    _sync_bound, _upkeep_bound, _answers_cut,
 )  # fmt: skip

@@ -91,12 +91,20 @@ TABLE: tuple[Metric, ...] = (
     Metric("step_s", "s", "minimize", "row", "Seconds per optimiser step."),
     Metric("generate_s", "s", "minimize", "row", "Seconds of a step spent generating."),
     Metric("log_prob_s", "s", "minimize", "row", "Seconds of a step spent on log-probabilities."),
-    Metric("reward_s", "s", "minimize", "row", "Seconds of a step spent in the reward function."),
+    Metric("reward_s", "s", "minimize", "row", "Seconds of a step in which the reward function ran (verl: beside generation)."),
     Metric("update_s", "s", "minimize", "row", "Seconds of a step spent updating weights."),
     Metric(
         "validity_rate", "ratio", "maximize", "row", "Share of samples the reward function reports as valid (json_ok or the like)."
     ),
-    Metric("rollout_hit_rate", "ratio", "maximize", "row", "Prefix-cache hit rate of the rollout engine."),
+    Metric(
+        "rollout_hit_rate",
+        "ratio",
+        "maximize",
+        "row",
+        "Prompt tokens that the rollout engine found in its prefix cache, or what the reward function reports under this name.",
+    ),
+    Metric("testing_s", "s", "minimize", "row", "Seconds spent validating, in the steps that did; as a total, per step."),
+    Metric("save_checkpoint_s", "s", "minimize", "row", "Seconds spent saving, in the steps that did; as a total, per step."),
     Metric("weight_sync_s", "s", "minimize", "row", "Seconds of a step spent handing new weights to the rollout engine."),
     Metric("response_tokens", "tokens", "none", "row", "Mean length of the step's generated answers."),
     Metric("truncated_ratio", "ratio", "minimize", "row", "Share of answers that ran into the length limit."),

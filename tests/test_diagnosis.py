@@ -47,6 +47,8 @@ def test_kl_that_runs_away():
         ({"step_s": 10.0, "generate_s": 2.0, "update_s": 7.0}, "update-bound"),
         ({"step_s": 10.0, "reward_s": 3.0}, "reward-function-slow"),
         ({"step_s": 10.0, "weight_sync_s": 2.0}, "communication-bound"),
+        ({"step_s": 10.0, "testing_s": 1.0, "save_checkpoint_s": 1.0}, "upkeep-bound"),
+        ({"step_s": 10.0, "testing_s": 1.0}, None),
         ({"truncated_ratio": 0.9}, "answers-cut"),
         ({"step_s": 10.0, "generate_s": 4.0, "update_s": 4.0, "reward_s": 1.0}, None),
         ({"generate_s": 7.0}, None),
@@ -76,8 +78,8 @@ def test_serving():
     assert names(Measurement(rows=(slow,))) == ["client-bound"]
 
 
-def record(number, sps):
-    outcome = Measured(measurement=Measurement(rows=(Row(level={}, metrics={}),), totals={"sps": sps}))
+def record(number, sps, **totals):
+    outcome = Measured(measurement=Measurement(rows=(Row(level={}, metrics={}),), totals={"sps": sps, **totals}))
     return TrialRecord(number=number, configuration=Configuration(engine="trl"), origin=Origin.SEARCH, outcome=outcome)
 
 
@@ -85,3 +87,5 @@ def test_flat_samples_per_second_over_trials():
     assert across([record(n, 10 + 0.01 * n) for n in range(6)])[0].name == "samples-per-second-flat"
     assert across([record(n, 10.0 + n) for n in range(6)]) == ()
     assert across([record(n, 10.0) for n in range(4)]) == (), "four trials are too few to say"
+    idle = across([record(n, 10.0, gpu_utilization=0.2 + 0.01 * n) for n in range(6)])[0]
+    assert "GPUs busy 20% to 25%" in idle.evidence

@@ -12,12 +12,15 @@ from autotune.engines.base import Step
 _METRICS: Mapping[str, tuple[str, ...]] = {
     "step_s": ("timing_s/step", "perf/time_per_step"),
     "generate_s": ("timing_s/gen",),
-    "reward_s": ("timing_s/reward",),
+    "reward_s": ("autotune/reward_s", "timing_s/reward"),
     "weight_sync_s": ("timing_s/update_weights",),
     "reward": ("critic/score/mean", "critic/rewards/mean"),
     "reward_std": ("autotune/reward_std",),
     "zero_std_ratio": ("autotune/zero_std_ratio",),
     "validity_rate": ("autotune/reward/validity_rate", "autotune/reward/json_ok", "autotune/reward/valid"),
+    "rollout_hit_rate": ("autotune/rollout_hit_rate", "autotune/reward/rollout_hit_rate"),
+    "testing_s": ("timing_s/testing",),
+    "save_checkpoint_s": ("timing_s/save_checkpoint",),
     "kl": ("actor/kl_loss", "actor/reward_kl_penalty"),
     "loss": ("actor/pg_loss", "actor/loss"),
     "entropy": ("actor/entropy",),
@@ -52,6 +55,8 @@ def reader(samples: int) -> Callable[[Mapping[str, Any]], Step | Begin | None]:
         seconds = metrics["step_s"]
         if seconds is None:
             return None
+        # verl stops a step's clock before it validates; the run waits for that all the same.
+        metrics["step_s"] = seconds = seconds + (metrics["testing_s"] or 0.0)
         for name, parts in _SUMS.items():
             known = [data[part] for part in parts if part in data]
             metrics[name] = sum(known) if known else None

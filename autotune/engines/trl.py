@@ -53,6 +53,7 @@ _METRICS: Mapping[str, tuple[str, ...]] = {
     "truncated_ratio": ("completions/clipped_ratio",),
     "clip_ratio": ("clip_ratio/region_mean",),
     "validity_rate": ("validity_rate", "json_ok", "valid"),
+    "rollout_hit_rate": ("rollout_hit_rate",),
     "preference_accuracy": ("rewards/accuracies",),
     "preference_margin": ("rewards/margins",),
 }
@@ -191,7 +192,12 @@ def read_line(record: Mapping[str, Any]) -> Step | Begin | None:
     metrics: dict[str, float | None] = {
         name: next((logs[theirs] for theirs in names if theirs in logs), None) for name, names in _METRICS.items()
     }
-    metrics |= {name: phases.get(name) for name in ("generate_s", "log_prob_s", "reward_s")}
+    metrics |= {name: phases.get(name) for name in ("generate_s", "log_prob_s", "reward_s", "weight_sync_s")}
+    if "generate_s" in phases:
+        # The engine takes over new weights right before it generates with them.
+        metrics["generate_s"] = phases["generate_s"] - phases.get("weight_sync_s", 0.0)
+    if record.get("rollout_hit_rate") is not None:
+        metrics["rollout_hit_rate"] = record["rollout_hit_rate"]
     metrics |= {"step_s": seconds, "trainer_memory_gib": record.get("trainer_memory_gib")}
     metrics["sps"] = record["samples"] / seconds
     if record["fresh_samples"]:

@@ -9,15 +9,18 @@ from autotune.engines.base import Step
 from autotune.trial import Measurement, Row
 
 _PER_STEP_MEANS = (
-    "step_s", "generate_s", "log_prob_s", "reward_s", "update_s", "weight_sync_s", "response_tokens", "truncated_ratio",
-    "validity_rate", "rollout_hit_rate", "zero_std_ratio", "clip_ratio",
+    "step_s", "update_s", "response_tokens", "truncated_ratio", "validity_rate", "rollout_hit_rate", "zero_std_ratio", "clip_ratio",
 )  # fmt: skip
 """Totals that are means over the measured steps."""
+_OF_GENERATING = ("generate_s", "log_prob_s", "reward_s", "weight_sync_s")
+"""Seconds that a step spends only when it generates. Their totals are per step, as `step_s` is."""
+_NOW_AND_THEN = ("testing_s", "save_checkpoint_s")
+"""Seconds of what happens every so many steps, reported in those steps only. Their totals are per step too."""
 _AT_THE_END = ("reward", "reward_std", "kl", "loss", "entropy", "grad_norm", "preference_accuracy", "preference_margin")
 """Totals that are means over the last fifth of the steps that report them: where the run has got to."""
 _HIGHEST = ("trainer_memory_gib",)
 _RATES = ("sps", "fresh_sps", "train_tokens_per_s")
-METRICS = frozenset((*_PER_STEP_MEANS, *_AT_THE_END, *_HIGHEST, *_RATES, "reward_slope"))
+METRICS = frozenset((*_PER_STEP_MEANS, *_OF_GENERATING, *_NOW_AND_THEN, *_AT_THE_END, *_HIGHEST, *_RATES, "reward_slope"))
 """Everything that rows and totals can hold."""
 
 
@@ -52,6 +55,9 @@ def totals(steps: Sequence[Step]) -> dict[str, float]:
         if len(known) == len(timed):
             found[name] = sum(known) / seconds
     found |= {name: fmean(gathered) for name in _PER_STEP_MEANS if (gathered := _present(timed, name))}
+    for name in (*_OF_GENERATING, *_NOW_AND_THEN):
+        if gathered := _present(timed, name):
+            found[name] = sum(gathered) / (len(gathered) + _without(timed, name))
     found |= {name: max(gathered) for name in _HIGHEST if (gathered := _present(steps, name))}
     for name in _AT_THE_END:
         if reported := _present(steps, name):
@@ -71,6 +77,12 @@ def whole_cycles(steps: Sequence[Step]) -> Sequence[Step]:
     generating = [index for index, step in enumerate(steps) if step.fresh_samples]
     reuses = any(step.fresh_samples == 0 for step in steps)
     return steps[generating[0] : generating[-1]] if reuses and len(generating) > 1 else steps
+
+
+def _without(steps: Sequence[Step], name: str) -> int:
+    """Steps in which a phase did not happen, as against those whose trainer did not tell of it."""
+    silent = [step for step in steps if name not in step.metrics]
+    return sum(name in _NOW_AND_THEN or step.fresh_samples == 0 for step in silent)
 
 
 def _present(steps: Sequence[Step], metric: str) -> list[float]:

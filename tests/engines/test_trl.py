@@ -216,6 +216,30 @@ def test_a_real_run_learns_and_is_measured(context, models):
     assert process.tagged(context.tag) == []
 
 
+REWARD = """
+def score(completions, log_metric=None, **_):
+    log_metric("json_ok", 0.25)
+    log_metric("rollout_hit_rate", 0.75)
+    return [float(len(completion) % 3) for completion in completions]
+"""
+
+
+@needs_trl
+@pytest.mark.engine
+def test_a_users_reward_function_reports_validity_and_hit_rate(context, models, tmp_path, monkeypatch):
+    (tmp_path / "my_reward.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    workload = workloads.get("training")
+    options = workload.Options(kind="training", steps=2, warm_up_steps=1, deadline_s=200)
+    engine = make(reward="my_reward.score", fixed=SMALL)
+    job = TrialJob(number=0, configuration=configuration(), origin=Origin.SEARCH)
+    at = context.model_copy(update={"cache": models})
+    record = evaluate(job, engine, workload(options), at, lambda label, share: None)
+    assert isinstance(record.outcome, Measured), record.outcome
+    totals = record.outcome.measurement.totals
+    assert totals["validity_rate"] == 0.25 and totals["rollout_hit_rate"] == 0.75
+
+
 @needs_trl
 @pytest.mark.engine
 def test_a_good_learning_rate_beats_the_default_by_more_than_the_seeds_differ(context, models):

@@ -155,6 +155,15 @@ def test_a_loss_that_is_not_finite_is_broken():
     assert step.broken == ("loss",) and not {"loss", "entropy"} & set(step.metrics)
 
 
+def test_a_run_waits_for_its_validation_too():
+    raw = json.loads((DATA / "verl_grpo_steps.jsonl").read_text().splitlines()[1])
+    alone = reader(64)(raw).metrics
+    raw["data"] |= {"timing_s/testing": 2.0, "timing_s/save_checkpoint": 0.5, "autotune/reward_s": 0.25}
+    found = reader(64)(raw).metrics
+    assert found["step_s"] == pytest.approx(alone["step_s"] + 2.0) and found["sps"] == pytest.approx(64 / found["step_s"])
+    assert (found["testing_s"], found["save_checkpoint_s"], found["reward_s"]) == (2.0, 0.5, 0.25)
+
+
 def test_a_record_without_a_step_time_is_no_step():
     assert reader(64)({"step": 0, "data": {"val-core/x": 1.0}}) is None
 
@@ -227,20 +236,33 @@ def test_verl_itself_refuses_what_it_would_refuse_after_a_minute():
     assert "nope" in verdicts[0].refused and "train_batch_size" in verdicts[1].refused
 
 
+REWARD = """
+def score(data_source, solution_str, ground_truth, extra_info=None, **_):
+    return {"score": float(len(solution_str) % 3), "json_ok": 0.25, "rollout_hit_rate": 0.75}
+"""
+
+
 @needs_verl
 @pytest.mark.engine
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
-def test_an_unmodified_verl_trains_on_a_cpu(context, algorithm):
+def test_an_unmodified_verl_trains_on_a_cpu(context, algorithm, tmp_path):
+    """GRPO with a reward function of the user's own, which reports more than its score; PPO with the learner's."""
+    (tmp_path / "my_reward.py").write_text(REWARD)
+    own = {"reward": f"{tmp_path / 'my_reward.py'}:score"} if algorithm == "grpo" else {}
     workload = workloads.get("training")
     options = workload.Options(kind="training", steps=3, warm_up_steps=1, deadline_s=200)
     fixed = {**SMALL, **({"critic.ppo_micro_batch_size_per_gpu": 64, "critic.optim.lr": 1e-3} if algorithm == "ppo" else {})}
     job = TrialJob(number=0, configuration=configuration(**{f"{A}.rollout.max_num_seqs": 64}), origin=Origin.SEARCH)
-    record = evaluate(job, make(algorithm=algorithm, fixed=fixed), workload(options), context, lambda label, share: None)
+    record = evaluate(job, make(algorithm=algorithm, fixed=fixed, **own), workload(options), context, lambda label, share: None)
     assert isinstance(record.outcome, Measured), record.outcome
     measurement = record.outcome.measurement
     assert [row.level["step"] for row in measurement.rows] == [2, 3, 4]
     assert {"sps", "reward", "generate_s", "update_s", "peak_memory_gib", "start_s"} <= set(measurement.totals)
-    assert {"reward_std", "zero_std_ratio", "validity_rate"} <= set(measurement.totals), "what a trial adds to verl's metrics"
+    added = {"reward_std", "zero_std_ratio", "validity_rate", "reward_s"}
+    assert added <= set(measurement.totals), "what a trial adds to verl's metrics"
+    assert measurement.totals["reward_s"] > 0
+    if own:
+        assert measurement.totals["validity_rate"] == 0.25 and measurement.totals["rollout_hit_rate"] == 0.75
     assert process.tagged(context.tag) == [] and not ray_folder(context).exists()
 
 

@@ -1,6 +1,8 @@
 """What a trial adds to verl, without verl: the parts that are plain Python."""
 
+import asyncio
 import importlib
+import inspect
 import sys
 from types import SimpleNamespace
 
@@ -56,6 +58,34 @@ def test_only_what_every_sample_was_told_is_averaged(trial):
     told = [{"reward_extra_info": {"valid": 1.0, "why": "x", "some": 1}}, {"reward_extra_info": {"valid": 0.0, "why": "y"}}]
     assert trial.beside_the_score(told) == {"autotune/reward/valid": 0.5}
     assert trial.beside_the_score([*told, {}]) == {} and trial.beside_the_score([]) == {}
+
+
+def sample(worker, began, ended):
+    return {"reward_extra_info": {trial_keys[0]: worker, trial_keys[1]: began, trial_keys[2]: ended, "valid": 1.0}}
+
+
+trial_keys = ("autotune_reward_worker", "autotune_reward_began", "autotune_reward_ended")
+
+
+def test_the_busiest_rewards_worker_counts_and_overlaps_count_once(trial):
+    assert trial_keys == (trial.WORKER, trial.BEGAN, trial.ENDED)
+    extras = [sample(1, 10.0, 12.0), sample(1, 11.0, 13.0), sample(2, 10.0, 11.5), sample(1, 20.0, 20.5), sample(1, 10.5, 11.0)]
+    assert trial.reward_seconds(extras) == {"autotune/reward_s": 3.5}
+    assert trial.beside_the_score(extras) == {"autotune/reward/valid": 1.0}, "the clock's own numbers are no metric"
+    assert trial.reward_seconds([]) == trial.reward_seconds([*extras, {"reward_extra_info": {}}]) == {}
+
+
+def test_a_reward_is_timed_where_it_is_computed(trial):
+    class RewardLoopWorker:
+        async def compute_score(self, data):
+            return {"reward_score": data, "reward_extra_info": {"acc": data}}
+
+    module = SimpleNamespace(RewardLoopWorker=RewardLoopWorker)
+    trial.time_rewards(module)
+    assert inspect.iscoroutinefunction(RewardLoopWorker.compute_score), "Ray tells an asynchronous actor by its methods"
+    result = asyncio.run(RewardLoopWorker().compute_score(0.5))
+    told = result["reward_extra_info"]
+    assert result["reward_score"] == told["acc"] == 0.5 and told[trial.BEGAN] <= told[trial.ENDED]
 
 
 def test_rewards_are_added_to_a_steps_metrics(trial):

@@ -140,6 +140,22 @@ def test_a_rate_does_not_depend_on_where_in_a_generation_cycle_the_window_fell(o
     assert found["step_s"] == pytest.approx(13 / 4)
 
 
+def test_a_phase_of_generating_steps_is_told_per_step():
+    """Else a phase that runs every fourth step would seem to fill the step, and more."""
+    every = [
+        step(n, step_s=1.0 if n % 4 else 10.0, fresh=0 if n % 4 else 32, **({} if n % 4 else {"generate_s": 8.0}))
+        for n in range(17)
+    ]
+    assert totals(every)["generate_s"] == pytest.approx(2.0) and totals(every)["step_s"] == pytest.approx(13 / 4)
+    untold = [step(1, generate_s=4.0), step(2)]
+    assert totals(untold)["generate_s"] == 4.0, "a generating step whose trainer did not tell is not a step of none"
+
+
+def test_validating_now_and_then_is_told_per_step():
+    found = totals([step(n, step_s=2.0 if n % 2 else 1.0, **({"testing_s": 1.0} if n % 2 else {})) for n in range(4)])
+    assert found["testing_s"] == 0.5 and "save_checkpoint_s" not in found
+
+
 def test_a_first_seed_other_than_the_trials_own_restarts(run):
     session = Played([[], [step(1), step(2)]])
     run(session, steps=2, warm_up_steps=0, seeds=(3,), seed=0)

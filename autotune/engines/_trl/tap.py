@@ -2,13 +2,15 @@
 
 SCRIPT is a file or a module (`trl.scripts.grpo`). A callback is added to whatever Trainer the script builds; it writes one
 JSON line when training begins, and one a step, to the file STEPS. Phases are timed on the trainer's own methods, with the
-GPU drained at their borders, since kernels run behind the Python that launched them.
+GPU drained at their borders, since kernels run behind the Python that launched them. A vLLM that TRL builds inside the trainer
+keeps its statistics, which it does not by default, so that its prefix cache's hit rate is known.
 
 Runs in TRL's own environment and imports nothing of autotune.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import runpy
@@ -66,6 +68,11 @@ class Phases:
             if hasattr(trainer, method):
                 setattr(trainer, method, self._timed(getattr(trainer, method), phase))
 
+    def watch_engine(self, generation: Any) -> None:
+        """Time the handing over of weights to the rollout engine, which the trainer builds after itself."""
+        if hasattr(generation, "sync_weights"):
+            generation.sync_weights = self._timed(generation.sync_weights, "weight_sync_s")
+
     def _timed(self, method: Callable[..., Any], phase: str) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             # The update's own forward pass is the same method: only the rollout's log-probabilities are a phase of theirs.
@@ -84,12 +91,34 @@ class Phases:
         return call
 
 
+class PrefixCache:
+    """Hit rate of the prefix cache of a vLLM that runs inside the trainer, from vLLM's own counters."""
+
+    def __init__(self) -> None:
+        self.engine: Any = None
+        self._seen = (0.0, 0.0)
+
+    def take(self) -> float | None:
+        """Share of prompt tokens found in the cache since the last call; None without such an engine, or when it did nothing."""
+        if self.engine is None or not self.engine.llm_engine.log_stats:
+            return None
+        counted = {"vllm:prefix_cache_queries": 0.0, "vllm:prefix_cache_hits": 0.0}
+        for metric in self.engine.get_metrics():
+            if metric.name in counted:
+                counted[metric.name] += float(metric.value)
+        before, self._seen = self._seen, (counted["vllm:prefix_cache_queries"], counted["vllm:prefix_cache_hits"])
+        asked = self._seen[0] - before[0]
+        return (self._seen[1] - before[1]) / asked if asked > 0 else None
+
+
 class StepWriter(transformers.TrainerCallback):  # type: ignore[misc]
     """One JSON line a step. Numbers that are not finite are listed under `broken`, since JSON cannot hold them."""
 
-    def __init__(self, path: Path, phases: Phases) -> None:
+    def __init__(self, path: Path, phases: Phases, trainer: Any = None) -> None:
         self.path = path
         self.phases = phases
+        self.trainer = trainer
+        self.cache = PrefixCache()
         self.file: TextIO | None = None
         self.stepped = 0.0
         self.step_s: float | None = None
@@ -103,6 +132,9 @@ class StepWriter(transformers.TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             # Line-buffered, so that a run that is killed keeps every finished step.
             self.file = self.path.open("w", buffering=1, encoding="utf-8")
+        generation = getattr(self.trainer, "vllm_generation", None)
+        self.phases.watch_engine(generation)
+        self.cache.engine = getattr(generation, "llm", None)
         self.phases.take()
         self.write({"event": "begin", "arguments": args.to_dict(), "versions": installed(), "world_size": args.world_size})
         self.stepped = now()
@@ -131,6 +163,7 @@ class StepWriter(transformers.TrainerCallback):  # type: ignore[misc]
                 # A step that reuses earlier answers, or shares a generation with others, has no token count of its own.
                 "tokens": tokens if tokens > 0 and fresh in (None, samples) else None,
                 "phases": phases,
+                "rollout_hit_rate": self.cache.take(),
                 "trainer_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
                 "logs": {key: value for key, value in numbers.items() if math.isfinite(value)},
                 "broken": broken,
@@ -152,15 +185,24 @@ def installed() -> dict[str, str]:
     return found
 
 
+def keep_statistics() -> None:
+    """Let the vLLM that TRL is about to build inside the trainer keep its statistics."""
+    module: Any = sys.modules.get("trl.generation.vllm_generation")
+    build = getattr(module, "LLM", None)
+    if build is not None and not isinstance(build, functools.partial):
+        module.LLM = functools.partial(build, disable_log_stats=False)
+
+
 def tap(path: Path) -> None:
     """Make every Trainer built from now on report its steps to `path`."""
     build = transformers.Trainer.__init__
 
     def init(trainer: Any, *arguments: Any, **named: Any) -> None:
         build(trainer, *arguments, **named)
+        keep_statistics()
         phases = Phases()
         phases.watch(trainer)
-        trainer.add_callback(StepWriter(path, phases))
+        trainer.add_callback(StepWriter(path, phases, trainer))
 
     transformers.Trainer.__init__ = init
 

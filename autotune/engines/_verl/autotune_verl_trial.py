@@ -6,6 +6,10 @@
   does by its override_config.
 - The trainer reports the mean reward alone. The spread of rewards, the share of groups that teach nothing because their rewards
   are equal, and what the reward function returns beside its score are added to each step's metrics.
+- Rewards are computed while other answers are still generated, so verl's timings hide them in its generation. How long the
+  workers that compute them were busy is added.
+- The prefix-cache hit rate of the rollout servers is added where their /metrics tells it: vLLM with `disable_log_stats: false`,
+  SGLang with `prometheus.enable: true`.
 
 Runs in verl's own environment and imports nothing of autotune.
 """
@@ -13,10 +17,13 @@ Runs in verl's own environment and imports nothing of autotune.
 # mypy: disable-error-code="import-not-found, misc, untyped-decorator, attr-defined, no-any-return"
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import os
+import re
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -24,6 +31,11 @@ from types import ModuleType
 from typing import Any
 
 Patch = Callable[[ModuleType], None]
+WORKER, BEGAN, ENDED = "autotune_reward_worker", "autotune_reward_began", "autotune_reward_ended"
+"""What a sample carries of the computing of its reward."""
+QUERIES = ("vllm:prefix_cache_queries_total", "sglang:prompt_tokens_total")
+HITS = ("vllm:prefix_cache_hits_total", "sglang:cached_tokens_total")
+_SERIES = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
 
 
 class AfterImport(MetaPathFinder):
@@ -86,14 +98,31 @@ def report_rewards(module: ModuleType) -> None:
         holder._compute_metrics = with_rewards(holder._compute_metrics, module.tq.kv_batch_get)
 
 
+def time_rewards(module: ModuleType) -> None:
+    """`module` is verl.experimental.reward_loop.reward_loop."""
+    compute = module.RewardLoopWorker.compute_score
+
+    async def timed(worker: Any, data: Any) -> Any:
+        began = time.time()
+        result = await compute(worker, data)
+        result.setdefault("reward_extra_info", {}).update({WORKER: os.getpid(), BEGAN: began, ENDED: time.time()})
+        return result
+
+    module.RewardLoopWorker.compute_score = timed
+
+
 def with_rewards(compute: Callable[..., Any], fetch: Callable[..., Any]) -> Callable[..., Any]:
+    cache = RolloutCache()
+
     def call(trainer: Any, batch: Any, metrics: dict[str, Any], *arguments: Any, **named: Any) -> Any:
         result = compute(trainer, batch, metrics, *arguments, **named)
         keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
         data = fetch(keys=keys, partition_id=batch.partition_id, select_fields=["rm_scores", "extra_fields"])
         scores = [float(score.sum()) for score in data["rm_scores"]]
         metrics.update(spread(keys, scores))
-        metrics.update(beside_the_score([getattr(one, "data", one) for one in data["extra_fields"]]))
+        extras = [getattr(one, "data", one) for one in data["extra_fields"]]
+        metrics.update({**beside_the_score(extras), **reward_seconds(extras)})
+        metrics.update(cache.take(getattr(getattr(trainer, "llm_server_manager", None), "server_addresses", ())))
         return result
 
     return call
@@ -111,14 +140,75 @@ def spread(keys: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
     return found
 
 
+def told(extras: Sequence[Any]) -> list[dict[str, Any]]:
+    """What came back with every sample's reward; empty unless all samples have it."""
+    found = [extra["reward_extra_info"] for extra in extras if isinstance(extra, dict) and "reward_extra_info" in extra]
+    return found if len(found) == len(extras) else []
+
+
 def beside_the_score(extras: Sequence[Any]) -> dict[str, float]:
     """Means of the numbers that the reward function returned for every sample."""
-    told = [extra["reward_extra_info"] for extra in extras if isinstance(extra, dict) and "reward_extra_info" in extra]
-    if not told or len(told) < len(extras):
+    found = told(extras)
+    names = set.intersection(*(set(one) for one in found)) - {WORKER, BEGAN, ENDED} if found else set()
+    numbers = [name for name in names if all(isinstance(one[name], (int, float)) for one in found)]
+    return {f"autotune/reward/{name}": statistics.fmean(float(one[name]) for one in found) for name in sorted(numbers)}
+
+
+def reward_seconds(extras: Sequence[Any]) -> dict[str, float]:
+    """Seconds in which the busiest of the workers that compute rewards had one in hand; overlaps count once."""
+    found = told(extras)
+    if not found or any(WORKER not in one for one in found):
         return {}
-    names = set.intersection(*(set(one) for one in told))
-    numbers = [name for name in names if all(isinstance(one[name], (int, float)) for one in told)]
-    return {f"autotune/reward/{name}": statistics.fmean(float(one[name]) for one in told) for name in sorted(numbers)}
+    busy: dict[int, float] = {}
+    until: dict[int, float] = {}
+    for one in sorted(found, key=lambda one: float(one[BEGAN])):
+        worker, began, ended = one[WORKER], one[BEGAN], one[ENDED]
+        busy[worker] = busy.get(worker, 0.0) + max(0.0, ended - max(began, until.get(worker, began)))
+        until[worker] = max(ended, until.get(worker, ended))
+    return {"autotune/reward_s": max(busy.values())}
+
+
+class RolloutCache:
+    """Prefix-cache hit rate of the rollout servers, from their own counters."""
+
+    def __init__(self) -> None:
+        self._seen = (0.0, 0.0)
+        self._silent = False
+
+    def take(self, addresses: Sequence[str]) -> dict[str, float]:
+        """Share of prompt tokens found in the cache since the last call; empty where a server does not count them."""
+        if self._silent or not addresses:
+            return {}
+        counts = [counters(address) for address in addresses]
+        known = [one for one in counts if one is not None]
+        # A server that does not count at its first step never will; it is not asked again.
+        self._silent = len(known) < len(counts)
+        if self._silent:
+            return {}
+        before, self._seen = self._seen, (sum(one[0] for one in known), sum(one[1] for one in known))
+        asked = self._seen[0] - before[0]
+        return {"autotune/rollout_hit_rate": (self._seen[1] - before[1]) / asked} if asked > 0 else {}
+
+
+def counters(address: str) -> tuple[float, float] | None:
+    """Prompt tokens that a server looked up in its prefix cache and found there; None when it does not say."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or int(port) == 0:
+        return None
+    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=2)
+    try:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+    sums: dict[str, float] = {}
+    for name, value in _SERIES.findall(text):
+        if name in QUERIES + HITS:
+            sums[name] = sums.get(name, 0.0) + float(value)
+    pairs = [(sums[queries], sums[hits]) for queries, hits in zip(QUERIES, HITS, strict=True) if {queries, hits} <= set(sums)]
+    return pairs[0] if pairs else None
 
 
 sys.meta_path.insert(
@@ -128,6 +218,7 @@ sys.meta_path.insert(
             "verl.trainer.ppo.v1.replay_buffer": poll_more_often,
             "verl.utils.model": critic_without_flash_attention,
             "verl.trainer.ppo.v1.trainer_base": report_rewards,
+            "verl.experimental.reward_loop.reward_loop": time_rewards,
         }
     ),
 )
