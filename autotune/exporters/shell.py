@@ -13,6 +13,7 @@ from autotune.engines import _flags
 from autotune.engines._sglang_cpu import ENVIRONMENT, LAUNCHER
 from autotune.errors import InvalidInput, Mistake
 from autotune.exporters import _proof
+from autotune.exporters._script import script
 from autotune.exporters.base import Exporter, Winner
 
 FILE = "serve.sh"
@@ -28,19 +29,7 @@ class Shell(Exporter):
         flags = _proof.flags_of(_proof.engine_of(winner))
         options = [_flags.argument(name, value, flags.get(name)) for name, value in winner.parameters.items()]
         lines = [shlex.join(part) for part in (entry(winner), *options) if part]
-        env = {**_needed(winner), **winner.env}
-        return {
-            FILE: "\n".join(
-                [
-                    "#!/bin/sh",
-                    *(f"# {line}" for line in winner.header()),
-                    "set -eu",
-                    *(f"export {name}={shlex.quote(value)}" for name, value in sorted(env.items())),
-                    "exec " + " \\\n  ".join([*lines, '"$@"']),
-                    "",
-                ]
-            )
-        }
+        return {FILE: script(winner.header(), {**_needed(winner), **winner.env}, lines)}
 
     def prove(self, files: Mapping[str, str], winner: Winner) -> str:
         words = command(files[FILE])

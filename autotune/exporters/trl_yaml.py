@@ -14,6 +14,7 @@ import yaml
 from autotune.engines._learner_model import FOLDER, size_of
 from autotune.errors import AutotuneError, InvalidInput, Mistake
 from autotune.exporters import _proof
+from autotune.exporters._script import comments, script
 from autotune.exporters.base import Exporter, Winner
 from autotune.trial import Value
 
@@ -29,12 +30,12 @@ class TrlYaml(Exporter):
     engines: ClassVar[tuple[str, ...]] = ("trl",)
 
     def render(self, winner: Winner) -> Mapping[str, str]:
-        notes = "".join(f"# {line}\n" for line in (*winner.header(), *_advice(winner)))
+        notes = [*winner.header(), *_advice(winner)]
         content = {**_arguments(winner), "output_dir": "output"}
         return {
-            CONFIG: notes + yaml.safe_dump(content, sort_keys=False, width=1000),
+            CONFIG: "\n".join([*comments(notes), yaml.safe_dump(content, sort_keys=False, width=1000)]),
             ACCELERATE: yaml.safe_dump(_accelerate(winner, content), sort_keys=False),
-            LAUNCH: f'#!/bin/sh\n{notes}set -e\ncd "$(dirname "$0")"\n{_line(winner)}\n',
+            LAUNCH: script(notes, _environment(winner), [_command(winner)], beside=True),
         }
 
     def prove(self, files: Mapping[str, str], winner: Winner) -> str:
@@ -85,17 +86,17 @@ def _accelerate(winner: Winner, content: Mapping[str, Value]) -> dict[str, Value
     }
 
 
-def _line(winner: Winner) -> str:
-    engine = _proof.configured(winner)
-    env = {"OMP_NUM_THREADS": str(engine.options.threads), **winner.env}
-    if size_of(winner.model) is not None:
-        env["PYTHONPATH"] = str(FOLDER)
-    shown = [f"{name}={shlex.quote(value)}" for name, value in sorted(env.items())]
-    if engine.options.script is not None:
-        run = ["accelerate", "launch", "--config_file", ACCELERATE, str(engine.options.script.absolute()), "--config", CONFIG]
-    else:
-        run = ["trl", _algorithm(winner), "--config", CONFIG, "--accelerate_config", ACCELERATE]
-    return " ".join([*shown, *map(shlex.quote, run), '"$@"'])
+def _environment(winner: Winner) -> dict[str, str]:
+    """Variables of the launch; a synthetic model's reward is found by its folder."""
+    rewards = {"PYTHONPATH": str(FOLDER)} if size_of(winner.model) is not None else {}
+    return {"OMP_NUM_THREADS": str(_proof.configured(winner).options.threads), **winner.env, **rewards}
+
+
+def _command(winner: Winner) -> str:
+    own = _proof.configured(winner).options.script
+    if own is not None:
+        return shlex.join(["accelerate", "launch", "--config_file", ACCELERATE, str(own.absolute()), "--config", CONFIG])
+    return shlex.join(["trl", _algorithm(winner), "--config", CONFIG, "--accelerate_config", ACCELERATE])
 
 
 def _same(parsed: Value, value: Value) -> bool:

@@ -15,6 +15,7 @@ from autotune.engines._verl_hydra import override
 from autotune.engines.verl import CPU_FOLDER, TRIAL_FOLDER
 from autotune.errors import InvalidInput, Mistake
 from autotune.exporters import _proof
+from autotune.exporters._script import comments, script
 from autotune.exporters.base import Exporter, Winner
 from autotune.trial import Value
 
@@ -31,16 +32,15 @@ class VerlOverrides(Exporter):
 
     def render(self, winner: Winner) -> Mapping[str, str]:
         values = _values(winner)
-        notes = "".join(f"# {line}\n" for line in (*winner.header(), *_units()))
+        notes = [*winner.header(), *_units()]
         content = {"defaults": ["ppo_trainer", "_self_"], **_nested(values)}
-        main = "python3 -m verl.trainer.main_ppo"
-        env = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(_environment(winner).items()))
-        head = f"#!/bin/sh\n{notes}set -e\n{env}"
-        given = " \\\n  ".join(shlex.quote(override(name, value)) for name, value in values.items())
+        main, env = "python3 -m verl.trainer.main_ppo", _environment(winner)
+        given = [shlex.quote(override(name, value)) for name, value in values.items()]
+        composed = f'{main} --config-dir "$(cd "$(dirname "$0")" && pwd)" --config-name {Path(CONFIG).stem}'
         return {
-            CONFIG: notes + yaml.safe_dump(content, sort_keys=False, width=1000),
-            LAUNCH: f'{head}{main} --config-dir "$(cd "$(dirname "$0")" && pwd)" --config-name {Path(CONFIG).stem} "$@"\n',
-            OVERRIDES: f'{head}{main} \\\n  {given} "$@"\n',
+            CONFIG: "\n".join([*comments(notes), yaml.safe_dump(content, sort_keys=False, width=1000)]),
+            LAUNCH: script(notes, env, [composed]),
+            OVERRIDES: script(notes, env, [main, *given]),
         }
 
     def prove(self, files: Mapping[str, str], winner: Winner) -> str:

@@ -1,0 +1,26 @@
+"""The shape that every launch script has: whence it comes, variables, then one command that takes its caller's arguments."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+
+
+def script(notes: Iterable[str], env: Mapping[str, str], command: Sequence[str], *, beside: bool = False) -> str:
+    """The script's text. `command` is its lines, quoted for the shell; `beside` runs it in the folder that the script lies in."""
+    return "\n".join(
+        [
+            "#!/bin/sh",
+            *comments(notes),
+            "set -eu",
+            *(['cd "$(dirname "$0")"'] if beside else []),
+            *(f"export {name}={shlex.quote(value)}" for name, value in sorted(env.items())),
+            "exec " + " \\\n  ".join([*command, '"$@"']),
+            "",
+        ]
+    )
+
+
+def comments(notes: Iterable[str]) -> list[str]:
+    """Lines that a shell and a YAML parser both pass over."""
+    return [f"# {line}" for line in notes]
