@@ -164,6 +164,21 @@ def first_trials(study: Study, text: Source, space: Space) -> tuple[list[Configu
     return found, mistakes
 
 
+def stages(study: Study, text: Source, space: Space) -> Iterator[Mistake]:
+    """Whether the groups of a staged search hold parameters that the search chooses, each once."""
+    chosen = [name for engine in space.engines.values() for name, _ in engine.sampled()]
+    seen: set[str] = set()
+    for index, group in enumerate(study.search.stages):
+        for position, name in enumerate(group):
+            place = ("search", "stages", index, position)
+            if name not in chosen:
+                problem = f"{name!r} is not a parameter that this study's search chooses."
+                yield text.mistake(place, problem, nearest=nearest(name, chosen))
+            elif name in seen:
+                yield text.mistake(place, f"{name!r} stands in the stages twice.")
+            seen.add(name)
+
+
 def _first_trial(values: Mapping[str, Any], text: Source, place: Place, space: Space) -> Configuration:
     given = dict(values)
     kind = str(given.pop("engine", next(iter(space.engines))))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autotune import answers, checks, engines, flag_checks, gpu, spaces, study, validation, workloads
+from autotune import answers, bar, checks, engines, flag_checks, gpu, spaces, study, validation, workloads
 from autotune.engines.base import Engine, Identity, Verdict
 from autotune.errors import InvalidInput, Mistake
 from autotune.quality import Guard, Watched
@@ -84,6 +84,8 @@ def assemble(parsed: Study, text: Source, store: Path) -> Plan:
     if workload is not None:
         collected.extend(checks.section(workload, text, ("workload",)))
         collected.extend(checks.goals(parsed, text, workload))
+        if parsed.search.early_exit:
+            workload.arrange(lambda levels: bar.decisive_first(levels, parsed.objectives, parsed.constraints))
     collected.extend(checks.exports(parsed, text, built))
     collected.extend(checks.quality(parsed, text))
     collected.extend(checks.machinery(parsed, text))
@@ -93,7 +95,7 @@ def assemble(parsed: Study, text: Source, store: Path) -> Plan:
         space = collected.catch(lambda: spaces.build(parsed, text, fixed))
     if space is not None:
         first, wrong = checks.first_trials(parsed, text, space)
-        collected.extend(wrong)
+        collected.extend([*wrong, *checks.stages(parsed, text, space)])
     collected.finish()
     assert workload is not None and space is not None
     plan = Plan(parsed, text, store, built, workload, space, tuple(first))
