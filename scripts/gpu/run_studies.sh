@@ -9,6 +9,7 @@ set -uo pipefail
 deadline=$((SECONDS + $1))
 out=$2
 shift 2
+mkdir -p "$out"
 store=${AUTOTUNE_STORE:-.autotune}
 export PYTHONUNBUFFERED=1
 
@@ -17,8 +18,8 @@ keep() { # NAME: what is worth carrying home
   [ -f "$folder/ledger.jsonl" ] || return 0
   gzip -9 -c "$folder/ledger.jsonl" >"$out/$1.ledger.jsonl.gz"
   logs=$(mktemp -d)
-  for log in "$folder"/trials/*/engine.log; do
-    [ -f "$log" ] && grep -v '" 200 OK' "$log" | tail -n 400 | cut -c 1-400 >"$logs/$(basename "$(dirname "$log")").log"
+  for log in "$folder"/trials/*/{engine,training-*}.log; do
+    [ -f "$log" ] && grep -v '" 200 OK' "$log" | tail -n 400 | cut -c 1-400 >"$logs/$(basename "$(dirname "$log")")-$(basename "$log")"
   done
   tar czf "$out/$1.logs.tar.gz" -C "$logs" . && rm -rf "$logs"
 }
