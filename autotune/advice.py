@@ -34,6 +34,9 @@ _GENERAL: dict[FailureKind, str] = {
         "Too little of the work finished to be scored: lower the load or lengthen the window; when the client was the "
         "bottleneck, give it more cores or processes."
     ),
+    FailureKind.ENDED_EARLY: (
+        "Nothing: the search avoids its like. To measure it in full, name it in first_trials, or set search.early_exit to false."
+    ),
     FailureKind.MACHINE_FAULT: (
         "This was not the configuration's fault: it is tried once more; if it comes back, look at the machine (memory, disk, "
         "driver, other users)."

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from autotune import cache, finalists, gpu
+from autotune.bar import Bar, Standings
 from autotune.feasibility.cut import Cut
 from autotune.ledger import Ledger
 from autotune.plan import Plan
 from autotune.results import StudyResults
-from autotune.score import Score, score
+from autotune.score import Reached, Score, reached, score
 from autotune.search.driver import Driver, Proposal
 from autotune.search.screening import Screening
 from autotune.search.stopping import GROWTH, flat
@@ -22,9 +23,13 @@ from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, Tr
 
 MAX_ATTEMPTS = 3
 """A trial in flight at this many deaths of its driver is taken for their cause."""
+_LOST = "lost to the machine"
+"""The ledger's note of trials that ran while the machine failed every one."""
 RETRIES = 1
 """How often a machine's fault is tried again."""
 
+_SEARCHED = (Origin.SEARCH, Origin.AUDIT, Origin.WARM_START)
+"""Trials that nobody asked for by name: these may be ended early."""
 _NOT_MEASURED = {"kind", "model", "fixed", "env", "python", "start_timeout_s", "stop_timeout_s"}
 """Fields of an engine's section that have a place of their own in a trial's address, or change nothing that is measured."""
 
@@ -40,6 +45,7 @@ class Agenda:
         self.finals: list[TrialJob] = []
         """The finalists' rounds, once they are planned."""
         self.screening = Screening(plan.study)
+        self.standings = Standings(plan.study.objectives, plan.study.constraints, plan.study.search.probe_s)
         self._restore()
 
     def next(self) -> TrialJob | TrialRecord | None:
@@ -91,6 +97,10 @@ class Agenda:
         except TrialFailed:
             return None
 
+    def bar(self, job: TrialJob) -> Bar | None:
+        """What a trial that begins now has to be able to reach; None for one that is to be measured whatever it reaches."""
+        return self.standings.bar() if self.plan.study.search.early_exit and job.origin in _SEARCHED else None
+
     @property
     def seed(self) -> int:
         """Every trial of the search meets the same arrivals and lengths, so that configurations differ and traffic does not."""
@@ -117,14 +127,25 @@ class Agenda:
         """GPU-minutes of everything run so far, failed attempts included; minutes of running trials where there is no GPU."""
         return gpu_minutes(self.ledger.attempts)
 
+    def give_up(self, lost: Iterable[TrialRecord]) -> None:
+        """Note the trials that a failing machine cost, so that the study gets them back once it is mended."""
+        self.ledger.note(_LOST, {"attempts": {str(record.number): record.attempt for record in lost}})
+
     def _restore(self) -> None:
+        lost: dict[str, int] = {}
         for note in self.ledger.notes:
             if note.kind == "cut":
                 self.driver.cut(Cut.model_validate(note.payload))
+            elif note.kind == _LOST:
+                lost |= note.payload["attempts"]
         for number in sorted(self.ledger.records):
             record = self.ledger.records[number]
             self.screening.hear(record, self._tell(record))
-            if _to_retry(record) and all(job.number != number for job in self.ledger.in_flight):
+            if any(job.number == number for job in self.ledger.in_flight):
+                continue
+            if lost.get(str(number)) == record.attempt:
+                self.waiting.append(self._job(record).model_copy(update={"attempt": record.attempt + 1}))
+            elif _to_retry(record):
                 self._again(self._job(record))
         for job in self.ledger.in_flight:
             self.driver.begin(job.number, job.configuration, job.point)
@@ -132,11 +153,19 @@ class Agenda:
 
     def _tell(self, record: TrialRecord) -> Score | None:
         found = self.score(record)
-        self.driver.tell(record, found)
+        self.standings.hear(record, found)
+        self.driver.tell(record, found or self._reached(record))
         for sentence in self.driver.notes:
             self.say(sentence)
         self.driver.notes.clear()
         return found
+
+    def _reached(self, record: TrialRecord) -> Reached | None:
+        """How far a trial that was ended early had got; None for any other."""
+        outcome = record.outcome
+        if not isinstance(outcome, Failed) or outcome.kind is not FailureKind.ENDED_EARLY or outcome.partial is None:
+            return None
+        return reached(outcome.partial, self.plan.study.objectives, self.plan.study.constraints)
 
     def _again(self, job: TrialJob) -> None:
         if job.attempt < MAX_ATTEMPTS:

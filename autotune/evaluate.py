@@ -89,6 +89,8 @@ class _Life:
     launch: Launch | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     start_facts: Mapping[str, Value] = field(default_factory=dict)
+    start_s: float = 0.0
+    """From the engine's start until it was ready; 0 before it was."""
     stop_facts: Mapping[str, Value] = field(default_factory=dict)
     resources: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, float] | None = None
@@ -122,7 +124,7 @@ def _attempt(life: _Life) -> Outcome:
     try:
         return Measured(measurement=_measure(life))
     except TrialFailed as error:
-        return error.failed
+        return _whole(life, error.failed)
     except KeyboardInterrupt:
         return Failed(kind=FailureKind.INTERRUPTED, phase=life.phase, evidence=("The trial was stopped before it finished.",))
     except AutotuneError as error:
@@ -145,7 +147,7 @@ def _measure(life: _Life) -> Measurement:
     try:
         with life.during(Phase.START):
             life.start_facts = session.wait_ready()
-            start_s = time.monotonic() - before
+            life.start_s = time.monotonic() - before
         with life.during(Phase.MEASURE):
             measurement = life.workload.run(session, context, life.progress)
         if life.workload.prompts and life.job.origin in (Origin.BASELINE, Origin.FINALIST):
@@ -154,7 +156,14 @@ def _measure(life: _Life) -> Measurement:
                 measurement = _with_answers(measurement, life, session)
     finally:
         _stop(life, session)
-    return _checked(_merged(measurement, life, start_s))
+    return _checked(_merged(measurement, life, life.start_s))
+
+
+def _whole(life: _Life, failed: Failed) -> Failed:
+    """A failure whose partial measurement has what was learnt of the engine's whole life, as a complete one has."""
+    if failed.partial is None or failed.kind is not FailureKind.ENDED_EARLY:
+        return failed
+    return failed.model_copy(update={"partial": _merged(failed.partial, life, life.start_s)})
 
 
 def _with_answers(measurement: Measurement, life: _Life, session: Session) -> Measurement:

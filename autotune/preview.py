@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from autotune import ledger
+from autotune import bar, ledger
 from autotune.engines.base import Context, Engine, Identity
 from autotune.errors import AutotuneError
 from autotune.metrics import lookup
@@ -67,6 +67,8 @@ class Preview(Frozen):
     size: float | None
     """Points of the space; None when it is continuous."""
     first: tuple[TrialLine, ...]
+    ends_early: str
+    """When a trial is ended before its last load level; empty where none is."""
     expected: Expected
     warnings: tuple[str, ...]
 
@@ -85,6 +87,7 @@ def preview(plan: Plan) -> Preview:
         rules=tuple(f"{rule.rule}: {rule.reason}" for space in plan.space.engines.values() for rule in space.forbid),
         size=None if size == float("inf") else size,
         first=tuple(_first(plan)),
+        ends_early=_ends_early(plan),
         expected=_expected(plan),
         warnings=tuple(_warnings(plan)),
     )
@@ -138,6 +141,18 @@ def _launch(plan: Plan, configuration: Configuration) -> tuple[str, dict[str, st
     context = Context(study=plan.study.name, trial=0, tag="preview", folder=folder, scratch=folder, cache=plan.cache)
     launch = plan.engines[configuration.engine].launch(configuration, context)
     return redact(shlex.join(launch.argv)), {name: redact(value) for name, value in launch.env.items()}
+
+
+def _ends_early(plan: Plan) -> str:
+    search = plan.study.search
+    several = len(plan.workload.levels()) > 1 or "slo_request_rate" in plan.workload.metrics()
+    if not search.early_exit or plan.workload.needs == "training" or not (several or search.probe_s):
+        return ""
+    probe = f"a first pass of {search.probe_s:g} s over the levels, and after " if search.probe_s else ""
+    return (
+        f"After {probe}each load level a trial of the search ends once it cannot reach the front: at {bar.CONFIDENCE:.0%} "
+        f"confidence it would add less than {bar.LEAST_GAIN:.1%} of the front's hypervolume, or breaks a constraint."
+    )
 
 
 def _expected(plan: Plan) -> Expected:

@@ -118,6 +118,23 @@ class Score(Frozen):
         return all(violation <= 0 for violation in self.violations)
 
 
+class Reached(Frozen):
+    """How far a trial that was ended early had got: None for a goal that it had not measured.
+
+    A value is that of the levels done, which a later level might have changed. It is for the sampler alone, never a score.
+    """
+
+    values: tuple[float | None, ...]
+    violations: tuple[float | None, ...] = ()
+
+    @property
+    def as_score(self) -> Score | None:
+        """Where the trial stood, an unmeasured constraint neither kept nor broken; None unless every objective was measured."""
+        values = tuple(value for value in self.values if value is not None)
+        violations = tuple(violation or 0.0 for violation in self.violations)
+        return Score(values=values, violations=violations) if len(values) == len(self.values) else None
+
+
 def score(measurement: Measurement, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()) -> Score:
     """Score a measurement. Raises TrialFailed(incomplete) when a number it needs is absent or its row is invalid."""
     values = tuple(value_of(measurement, objective.selector) for objective in objectives)
@@ -125,6 +142,13 @@ def score(measurement: Measurement, objectives: Sequence[Objective], constraints
         constraint.violation(value_of(measurement, constraint.selector, constraint.op == "<=")) for constraint in constraints
     )
     return Score(values=values, violations=bounds)
+
+
+def reached(measurement: Measurement, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()) -> Reached:
+    """How far the part of a measurement got that there is."""
+    values = tuple(_known(measurement, objective.selector) for objective in objectives)
+    bounds = [(constraint, _known(measurement, constraint.selector, constraint.op == "<=")) for constraint in constraints]
+    return Reached(values=values, violations=tuple(None if value is None else one.violation(value) for one, value in bounds))
 
 
 def value_of(measurement: Measurement, selector: Selector, highest: bool = True) -> float:
@@ -165,6 +189,13 @@ def unsteady(measurement: Measurement, objectives: Sequence[Objective], constrai
             if row.unsteady is not None:
                 found[f"{level_name(row)}: {row.unsteady}"] = None
     return tuple(found)
+
+
+def _known(measurement: Measurement, selector: Selector, highest: bool = True) -> float | None:
+    try:
+        return value_of(measurement, selector, highest)
+    except TrialFailed:
+        return None
 
 
 def level_name(row: Row) -> str:

@@ -69,6 +69,10 @@ class Search(Frozen):
     """Whether fronts of related studies in the same store are tried first."""
     baseline_every: int = Field(default=10, ge=0)
     """The default is measured again after every so many trials, as the drift gauge; 0 never."""
+    early_exit: bool = True
+    """Whether a trial is ended between load levels once it cannot reach the front any more, or breaks a constraint."""
+    probe_s: float | None = Field(default=None, gt=0)
+    """Seconds of a first pass over all load levels of a launch, after which a hopeless trial is ended; None leaves it out."""
     plateau: int = Field(default=0, ge=0)
     """Stop after so many trials without 1 % growth of the hypervolume; 0 never."""
 

@@ -52,6 +52,8 @@ class FailureKind(StrEnum):
     """Alive but not serving: hung, wrong answers, or the port is answered by somebody else."""
     INCOMPLETE = "incomplete"
     """Measured only in part: too few requests or steps, wrong token counts, or the client was the bottleneck."""
+    ENDED_EARLY = "ended-early"
+    """Cut short by autotune while it ran well, because it could not reach the front or fell behind its rivals."""
     MACHINE_FAULT = "machine-fault"
     """Not the configuration's fault; retried once and never told to the sampler as a result."""
     INTERRUPTED = "interrupted"

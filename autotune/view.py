@@ -67,6 +67,8 @@ def print_preview(shown: Preview) -> None:
                 "  " + " ".join([*(f"{k}={v}" for k, v in trial.environment.items()), trial.command]), markup=False, soft_wrap=True
             )
     _print_expected(shown)
+    if shown.ends_early:
+        console.print(shown.ends_early, markup=False)
     for warning in shown.warnings:
         console.print(f"Note: {warning}", markup=False)
 

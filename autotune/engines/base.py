@@ -26,6 +26,7 @@ from pydantic import Field, FiniteFloat
 
 from autotune import models
 from autotune.answers import Answer
+from autotune.bar import Bar
 from autotune.errors import Mistake
 from autotune.feasibility.memory import MemoryModel
 from autotune.trial import Configuration, FailureKind, Frozen, Origin, Phase, TrialFailed, Value
@@ -99,6 +100,8 @@ class Context(Frozen):
     seed: int = 0
     origin: Origin = Origin.SEARCH
     """Why the trial runs: one that repeats a measurement is never cut short for being slower than others."""
+    bar: Bar | None = None
+    """What the trial has to be able to reach, or it is ended early; None for one that is measured whatever it reaches."""
 
 
 class Launch(Frozen):

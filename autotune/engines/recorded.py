@@ -8,6 +8,7 @@ phase with `simulated: True`; `stop` has all phases of the life, that of a faile
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -92,12 +93,19 @@ class RecordedSession(Session):
             "version": version(self.options.data),
         }
 
-    def levels(self, kind: str) -> tuple[Level, ...]:
-        """The load levels of a kind of traffic with this launch's noise on them; a noise of 0 replays the numbers."""
+    def levels(self, kind: str, seconds: float | None = None) -> tuple[Level, ...]:
+        """The load levels of a kind of traffic with this launch's noise on them; a noise of 0 replays the numbers.
+
+        Measured for some `seconds` only, a level's own noise is larger, by the root of how many times as long it took.
+        """
         assert self.launch is not None, "wait_ready comes first"
         random = np.random.default_rng(self._entropy("noise", self.context.seed, self.context.trial, self.context.attempt))
         relaunch = random.normal(0, 1)
-        return tuple(_noisy(level, self.options.noise, relaunch, random) for level in self.launch.levels if level.kind == kind)
+        if seconds is not None:
+            random = np.random.default_rng(self._entropy("probe", self.context.seed, self.context.trial, self.context.attempt))
+        asked = [level for level in self.launch.levels if level.kind == kind]
+        short = [1.0 if seconds is None else math.sqrt(max(1.0, level.span / seconds)) for level in asked]
+        return tuple(_noisy(level, self.options.noise, relaunch, random, more) for level, more in zip(asked, short, strict=True))
 
     def spend(self, phase: str, seconds: float) -> None:
         """Let simulated seconds of a phase pass."""
@@ -226,12 +234,12 @@ def _flag(name: str, default: Value, seen: tuple[Value, ...]) -> Flag:
     return Flag(name=name, option=option, type=kind, default=default, low=min(seen), high=max(seen))
 
 
-def _noisy(level: Level, noise: float, relaunch: float, random: np.random.Generator) -> Level:
-    """Half the variance is the relaunch's own and common to its levels, half is the level's."""
+def _noisy(level: Level, noise: float, relaunch: float, random: np.random.Generator, more: float = 1.0) -> Level:
+    """Half the variance is the relaunch's own and common to its levels, half is the level's, which a short one has `more` of."""
     if noise == 0:
         return level
-    speed = float(np.exp(noise * (relaunch + random.normal(0, 1)) / np.sqrt(2)))
-    stretch = {name: float(np.exp(2 * noise * random.normal(0, 1))) / speed for name in ("ttft", "tpot", "e2e")}
+    speed = float(np.exp(noise * (relaunch + more * random.normal(0, 1)) / np.sqrt(2)))
+    stretch = {name: float(np.exp(2 * noise * more * random.normal(0, 1))) / speed for name in ("ttft", "tpot", "e2e")}
     scaled = {name: getattr(level, name) * speed for name in ("rps", "out_tps", "tot_tps")}
     slower = {name: _scaled(getattr(level, name), factor) for name, factor in stretch.items()}
     return level.model_copy(update={**scaled, **slower, "span": level.span / speed})

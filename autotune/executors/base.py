@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import ClassVar, Literal, Self
 
 from autotune import process
+from autotune.bar import Bar
 from autotune.engines.base import Context, Engine
 from autotune.trial import TrialJob, TrialRecord
 from autotune.workloads.base import Workload
@@ -34,6 +35,10 @@ def _unwatched(job: TrialJob, label: str, share: float) -> None:
     return
 
 
+def _no_bar(job: TrialJob) -> Bar | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Site:
     """What an executor runs and where it keeps it. Engines and workload travel to other processes, so they must pickle."""
@@ -45,6 +50,8 @@ class Site:
     parallel: int | Literal["auto"] = "auto"
     address: str | None = None
     watch: Watch = _unwatched
+    bar: Callable[[TrialJob], Bar | None] = _no_bar
+    """Asked when a trial begins for what it has to be able to reach."""
 
     def gpus_needed(self, job: TrialJob) -> int:
         """GPUs the job must be leased."""
@@ -70,6 +77,7 @@ class Site:
             cpus=tuple(cpus),
             seed=job.seed,
             origin=job.origin,
+            bar=self.bar(job),
         )
 
 

@@ -66,12 +66,15 @@ class Ladder:
         kind, values = record.configuration.engine, self._values(record.configuration)
         if kind not in self.memory:
             return
-        if isinstance(record.outcome, Failed):
-            if record.outcome.kind is FailureKind.OUT_OF_MEMORY:
-                self._dominance[kind].failed(record.number, values)
-            return
-        self._dominance[kind].measured(values)
-        memory, tokens = self.memory[kind], record.outcome.measurement.totals.get("kv_cache_tokens")
+        outcome = record.outcome
+        if isinstance(outcome, Failed) and outcome.kind is FailureKind.OUT_OF_MEMORY:
+            self._dominance[kind].failed(record.number, values)
+        seen = record.measurement
+        if seen is not None:
+            self._dominance[kind].measured(values)
+        elif isinstance(outcome, Failed) and outcome.kind is FailureKind.ENDED_EARLY:
+            seen = outcome.partial
+        memory, tokens = self.memory[kind], seen.totals.get("kv_cache_tokens") if seen else None
         if memory is not None and tokens:
             self.memory[kind] = memory.calibrated({**values, **record.effective}, tokens)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from autotune.feasibility.cut import Cut
-from autotune.score import Direction, Score
+from autotune.score import Direction, Reached, Score
 from autotune.search import grid, samplers
 from autotune.search.history import History, Told
 from autotune.search.staged import Stages
@@ -130,8 +130,11 @@ class Driver:
             self._history.tell(entry)
         self._cut.add(cut.configuration.digest)
 
-    def tell(self, record: TrialRecord, score: Score | None) -> None:
-        """Learn from a finished trial; `score` None is a failure. Finalists and re-measured defaults are not told."""
+    def tell(self, record: TrialRecord, score: Score | Reached | None) -> None:
+        """Learn from a finished trial, or from how far one came that was ended early; `score` None is a failure.
+
+        Finalists and re-measured defaults are not told.
+        """
         self._history.running.pop(record.number, None)
         self._next = max(self._next, record.number + 1)
         self._learn(record)
@@ -145,7 +148,7 @@ class Driver:
             return
         self._tell(record, score)
 
-    def _tell(self, record: TrialRecord, score: Score | None) -> None:
+    def _tell(self, record: TrialRecord, score: Score | Reached | None) -> None:
         point = record.point or self._point_of(record.configuration, record.effective)
         entry = self._entry(record.number, point, score)
         if entry is None:
@@ -157,7 +160,9 @@ class Driver:
         self._told.add(record.number)
         self._history.tell(entry)
 
-    def _entry(self, number: int, point: Mapping[str, Scalar] | None, score: Score | None = None, attempt: int = 0) -> Told | None:
+    def _entry(
+        self, number: int, point: Mapping[str, Scalar] | None, score: Score | Reached | None = None, attempt: int = 0
+    ) -> Told | None:
         """None for a point that this space does not have, as after its ranges were changed between two runs."""
         try:
             return self._history.entry(number, point, score, attempt) if point else None

@@ -5,6 +5,9 @@ without values, with every constraint violated by the most seen so far, 0.3 at l
 given the worst values seen instead, here and nowhere else. A machine's fault is not told: it says nothing about the
 configuration.
 
+A trial that was ended early is told where it stood: as a measured one when every objective was measured, else without
+values and with the constraints as far as they are known, which ranks it below every feasible trial and above a crash.
+
 A sampler's cost grows with what it sees, so it sees at most the front, the latest measured trials and the latest
 violations, each up to a limit. Below those limits it sees everything.
 """
@@ -19,7 +22,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from autotune.pareto import front
-from autotune.score import Direction, Score
+from autotune.score import Direction, Reached, Score
 from autotune.search.samplers import SharedTrial, to_optuna, told
 from autotune.space import Space
 from autotune.trial import Scalar
@@ -27,6 +30,8 @@ from autotune.trial import Scalar
 FEASIBLE = "feasible"
 """The constraint every trial has: -1 for one that was measured, +1 for one that failed or was cut."""
 WORST_AT_LEAST = 0.3
+SHORT = 0.1
+"""The constraint `feasible` of a trial that was ended before every objective was measured."""
 FRONT_LIMIT = 64
 MEASURED_LIMIT = 128
 VIOLATED_LIMIT = 64
@@ -34,13 +39,17 @@ VIOLATED_LIMIT = 64
 
 @dataclass(frozen=True, order=True)
 class Told:
-    """One thing the sampler was told. `score` None is a failure or a cut. Order: trial number, then cuts in it."""
+    """One thing the sampler was told. `score` None is a failure or a cut. Order: trial number, then cuts in it.
+
+    `reached` is set for a trial that was ended early, whose score then never enters the front.
+    """
 
     number: int
     attempt: int
     point: Mapping[str, Scalar] = field(compare=False)
     distributions: Mapping[str, BaseDistribution] = field(compare=False)
     score: Score | None = field(compare=False, default=None)
+    reached: Reached | None = field(compare=False, default=None)
 
 
 class History:
@@ -71,22 +80,27 @@ class History:
         """Whether points with different parameters were seen."""
         return len(self._shapes) > 1
 
-    def entry(self, number: int, point: Mapping[str, Scalar], score: Score | None = None, attempt: int = 0) -> Told:
+    def entry(self, number: int, point: Mapping[str, Scalar], score: Score | Reached | None = None, attempt: int = 0) -> Told:
         """Raises KeyError when the point is not one of the space."""
         distributions = {name: to_optuna(found) for name, found in self.space.distributions(point).items()}
         if any(not found._contains(found.to_internal_repr(point[name])) for name, found in distributions.items()):
             raise KeyError("The point lies outside the space.")
+        if isinstance(score, Reached):
+            return Told(number, attempt, dict(point), distributions, score.as_score, score)
         return Told(number, attempt, dict(point), distributions, score)
 
     def tell(self, entry: Told) -> None:
         """Add what a trial or a cut says."""
         self._shapes.add(frozenset(entry.point))
         bisect.insort(self._violated if entry.score is None else self._measured, entry)
+        told = entry.score or entry.reached
+        if told is None:
+            return
+        self._worst = [max(known, seen or 0.0) for known, seen in zip(self._worst, told.violations, strict=True)]
         if entry.score is None:
             return
-        self._worst = [max(known, seen) for known, seen in zip(self._worst, entry.score.violations, strict=True)]
         self._note_worst_values(entry.score.values)
-        if entry.score.feasible:
+        if entry.score.feasible and entry.reached is None:
             self._keep_front(entry)
 
     def trials(self, impute: bool) -> list[SharedTrial]:
@@ -140,5 +154,10 @@ class History:
             self._failures.clear()
             self._failures_as = key
         if entry not in self._failures:
-            self._failures[entry] = told(entry.point, entry.distributions, state, values, self.violated())
+            violated = self._short(entry.reached) if entry.reached else self.violated()
+            self._failures[entry] = told(entry.point, entry.distributions, state, values, violated)
         return self._failures[entry]
+
+    def _short(self, reached: Reached) -> dict[str, float]:
+        """The constraints of a trial that was ended early, as far as they are known."""
+        return {FEASIBLE: SHORT, **dict(zip(self.constraints, (one or 0.0 for one in reached.violations), strict=True))}

@@ -6,12 +6,13 @@ A new workload is one file in this folder whose module-level name `workload` is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
+from autotune.bar import SoFar
 from autotune.engines.base import Context, Serves, Session
 from autotune.errors import Mistake
-from autotune.trial import Frozen, Measurement, Scalar
+from autotune.trial import FailureKind, Frozen, Measurement, Phase, Scalar, TrialFailed
 
 Progress = Callable[[str, float], None]
 """Called with a short label of what is running now and the share of the workload that is done (0 to 1)."""
@@ -21,6 +22,13 @@ class WorkloadOptions(Frozen):
     """The `workload:` section of a study. A workload subclasses this."""
 
     kind: str
+
+
+def stop_if_hopeless(context: Context, seen: SoFar, partial: Measurement) -> None:
+    """Raise TrialFailed(ended-early) for a trial that cannot reach the front any more; asked while something is left to do."""
+    why = context.bar.hopeless(seen) if context.bar is not None else None
+    if why is not None:
+        raise TrialFailed(FailureKind.ENDED_EARLY, Phase.MEASURE, f"Ended early: {why}", partial=partial)
 
 
 class RequestShape(Frozen):
@@ -52,6 +60,11 @@ class Workload(ABC):
     @abstractmethod
     def levels(self) -> tuple[Mapping[str, Scalar], ...]:
         """The level keys its rows will carry, as far as known before running (an SLO climb finds its own)."""
+
+    def arrange(self, order: Callable[[Sequence[Mapping[str, Scalar]]], Sequence[int]]) -> None:
+        """Run the levels in another order from now on: `order` gives indices into the levels it is shown, where an empty one
+        finds its own rates. A workload whose order means something ignores it."""
+        return
 
     @abstractmethod
     def metrics(self) -> frozenset[str]:

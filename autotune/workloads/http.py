@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, cast
 
 from autotune import metrics as metric_table
 from autotune.engines.base import Context, Serves, Session
 from autotune.errors import Mistake
-from autotune.trial import FailureKind, Measurement, Phase, Row, Scalar, TrialFailed
+from autotune.trial import FailureKind, Measurement, Phase, Scalar, TrialFailed
 from autotune.workloads._load.options import HttpOptions
 from autotune.workloads._load.plans import recorded_faults
 from autotune.workloads._load.run import Run
@@ -29,11 +29,6 @@ def _from_scratch() -> float | None:
     return None
 
 
-def _to_the_end(rows: tuple[Row, ...]) -> str | None:
-    """Stops nothing; a named function, because a workload travels to other processes."""
-    return None
-
-
 class HttpWorkload(Workload):
     """See `HttpOptions` for what a study can say."""
 
@@ -44,8 +39,6 @@ class HttpWorkload(Workload):
     def __init__(self, options: WorkloadOptions) -> None:
         super().__init__(options)
         self._options = cast(HttpOptions, options)
-        self.stop_early: Callable[[tuple[Row, ...]], str | None] = _to_the_end
-        """Asked after every level with the rows so far; an answer ends the run there and stands in its facts."""
         self.climb_from: Callable[[], float | None] = _from_scratch
         """Asked before a climb for a rate to begin at, such as a part of the last trial's; None is the option's own `start`."""
 
@@ -54,6 +47,11 @@ class HttpWorkload(Workload):
 
     def levels(self) -> tuple[Mapping[str, Scalar], ...]:
         return tuple(load.level for load in self._options.load if load.slo_climb is None)
+
+    def arrange(self, order: Callable[[Sequence[Mapping[str, Scalar]]], Sequence[int]]) -> None:
+        chosen = order([load.level for load in self._options.load])
+        self._options = self._options.model_copy(update={"load": tuple(self._options.load[index] for index in chosen)})
+        self.options = self._options
 
     def metrics(self) -> frozenset[str]:
         found = {f"{name}.{statistic}" for name in _DISTRIBUTIONS for statistic in metric_table.STATISTICS} | set(_PLAIN)
@@ -82,7 +80,7 @@ class HttpWorkload(Workload):
     def run(self, session: Session, context: Context, progress: Progress) -> Measurement:
         for fault in self.check():
             raise TrialFailed(FailureKind.MACHINE_FAULT, Phase.WARM_UP, str(fault))
-        return Run(self._options, session, context, progress, self.stop_early, self.climb_from).measure()
+        return Run(self._options, session, context, progress, self.climb_from).measure()
 
 
 workload = HttpWorkload

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from autotune.bar import SoFar
 from autotune.engines._recorded.recording import Level, load
 from autotune.engines.base import Context, Session
 from autotune.engines.recorded import DEFAULT_RECORDING, RecordedSession
 from autotune.errors import AutotuneError, WrongValue, nearest
 from autotune.trial import Measurement, Row, Scalar
-from autotune.workloads.base import Progress, RequestShape, Workload, WorkloadOptions
+from autotune.workloads.base import Progress, RequestShape, Workload, WorkloadOptions, stop_if_hopeless
 
 LEVEL_GAP_S = 2.0
 """Seconds between two recorded levels: settling and the client's own start."""
@@ -56,15 +58,23 @@ class RecordedWorkloadOptions(WorkloadOptions):
 
 
 class RecordedWorkload(Workload):
-    """Replays the recorded levels in their order."""
+    """Replays the recorded levels, in their order unless they were arranged otherwise."""
 
     kind = "recorded"
     needs = "recorded"
     Options = RecordedWorkloadOptions
     options: RecordedWorkloadOptions
 
+    def __init__(self, options: WorkloadOptions) -> None:
+        super().__init__(options)
+        self._order: Sequence[int] = ()
+
     def levels(self) -> tuple[Mapping[str, Scalar], ...]:
         return tuple(level.key for level in self._wanted(load(self.options.data).levels(self.options.traffic)))
+
+    def arrange(self, order: Callable[[Sequence[Mapping[str, Scalar]]], Sequence[int]]) -> None:
+        self._order = ()
+        self._order = tuple(order(self.levels()))
 
     def metrics(self) -> frozenset[str]:
         latencies = {f"{name}_ms.{statistic}" for name in _LATENCIES for statistic in ("p50", "p90", "p95", "p99")}
@@ -75,12 +85,34 @@ class RecordedWorkload(Workload):
     def run(self, session: Session, context: Context, progress: Progress) -> Measurement:
         assert isinstance(session, RecordedSession)
         levels = self._wanted(session.levels(self.options.traffic))
-        rows = []
+        looks = self._probe(session, context)
+        rows: list[Row] = []
         for index, level in enumerate(levels):
             progress(f"{level.name} (recorded)", index / len(levels))
             session.spend("measure", level.span + LEVEL_GAP_S)
             rows.append(_row(level, self.options.min_finished))
+            ahead = tuple(one.key for one in levels[index + 1 :])
+            if ahead:
+                seen = SoFar(tuple(rows), ahead, session.resources(), looks=looks)
+                stop_if_hopeless(context, seen, self._table(session, rows))
         progress("done", 1.0)
+        return self._table(session, rows)
+
+    def _probe(self, session: RecordedSession, context: Context) -> int:
+        """A short first pass over the levels, where the study asks for one: how many rows it showed."""
+        seconds = context.bar.probe_s if context.bar is not None else None
+        if seconds is None:
+            return 0
+        levels, rows = self._wanted(session.levels(self.options.traffic, seconds)), list[Row]()
+        noise = math.sqrt(max(1.0, *(level.span / seconds for level in levels)))
+        for index, level in enumerate(levels):
+            session.spend("measure", min(seconds, level.span) + LEVEL_GAP_S)
+            rows.append(_row(level, self.options.min_finished))
+            seen = SoFar(tuple(rows), tuple(one.key for one in levels[index + 1 :]), session.resources(), noise)
+            stop_if_hopeless(context, seen, self._table(session, rows))
+        return len(rows)
+
+    def _table(self, session: RecordedSession, rows: Sequence[Row]) -> Measurement:
         facts = {
             "seconds": {"measure": session.seconds["measure"]},
             "simulated": True,
@@ -101,10 +133,9 @@ class RecordedWorkload(Workload):
         return RequestShape(**fields, concurrency=max(closed, default=256))
 
     def _wanted(self, levels: tuple[Level, ...]) -> tuple[Level, ...]:
-        if not self.options.load:
-            return levels
         wanted = [dict(level) for level in self.options.load]
-        return tuple(level for level in levels if any(dict(level.key) == entry for entry in wanted))
+        found = tuple(level for level in levels if not wanted or dict(level.key) in wanted)
+        return tuple(found[index] for index in self._order) if self._order else found
 
 
 def _row(level: Level, min_finished: float) -> Row:

@@ -190,7 +190,9 @@ class _Watch:
             self.steps.append(step)
         why = lost(self.steps or [step], self.options.stop_when, self.fastest) or self.halved()
         if why is not None:
-            raise self.failed(FailureKind.INCOMPLETE, f"Ended early as lost: {why}", "Nothing: the search avoids its like.")
+            # A number that is not finite is the run's own failure; any other run could have gone on.
+            kind = FailureKind.INCOMPLETE if step.broken and self.options.stop_when.nan else FailureKind.ENDED_EARLY
+            raise self.failed(kind, f"Ended early as lost: {why}", "Nothing: the search avoids its like.")
         index, count = self.place
         self.progress(f"step {step.number}", (index + min(1.0, self.options.done(self.warm_up, self.steps))) / count)
 

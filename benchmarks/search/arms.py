@@ -11,12 +11,14 @@ import numpy as np
 import optuna
 from surfaces import Ran, Task, space
 
+from autotune.bar import Bar, Standings
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
 from autotune.feasibility.ladder import Known, Ladder
+from autotune.score import reached
 from autotune.search import Driver, First, Proposal, grid, samplers
 from autotune.search.prior import Roofline, pick
 from autotune.study import Search
-from autotune.trial import Configuration, Origin, TrialRecord
+from autotune.trial import Configuration, Failed, FailureKind, Origin, TrialRecord
 from autotune.workloads.recorded import RecordedWorkload, RecordedWorkloadOptions
 
 Warm = Callable[[Task, int], Sequence[Configuration]]
@@ -31,6 +33,10 @@ class Arm(ABC):
     @abstractmethod
     def ask(self) -> Configuration | None:
         """The next configuration; None when the policy is at its end."""
+
+    def bar(self) -> Bar | None:
+        """What the launch has to be able to reach, or it is ended early."""
+        return None
 
     @abstractmethod
     def tell(self, configuration: Configuration, ran: Ran) -> None:
@@ -49,6 +55,8 @@ class Ours(Arm):
         warm: Sequence[Configuration] = (),
         sampler: str = "auto",
         strategy: Literal["joint", "staged"] = "joint",
+        early: bool = True,
+        probe_s: float | None = None,
     ) -> None:
         engine = RecordedEngine(RecordedOptions(kind="recorded"))
         resolved = engine.preflight([Configuration(engine="recorded")])[0].resolved
@@ -69,15 +77,26 @@ class Ours(Arm):
             prior=(lambda pool, random: pick(self.roofline.predict, task.objectives, pool, random)) if prior else None,
         )
         self.proposal: Proposal | None = None
+        self.task, self.early = task, early
+        self.standings = Standings(task.objectives, task.constraints, probe_s)
 
     def ask(self) -> Configuration | None:
         self.proposal = self.driver.ask()
         return None if self.proposal is None or self.proposal.duplicate_of is not None else self.proposal.configuration
 
+    def bar(self) -> Bar | None:
+        assert self.proposal is not None
+        return self.standings.bar() if self.early and self.proposal.origin is not Origin.DEFAULT else None
+
     def tell(self, configuration: Configuration, ran: Ran) -> None:
         assert self.proposal is not None
         fields = self.proposal.model_dump(include={"number", "configuration", "origin", "point"})
-        self.driver.tell(TrialRecord(**fields, outcome=ran.outcome), ran.score)
+        record, told = TrialRecord(**fields, outcome=ran.outcome), ran.score
+        self.standings.hear(record, ran.score)
+        if isinstance(ran.outcome, Failed) and ran.outcome.kind is FailureKind.ENDED_EARLY:
+            assert ran.outcome.partial is not None
+            told = reached(ran.outcome.partial, self.task.objectives, self.task.constraints)
+        self.driver.tell(record, told)
 
 
 class Plain(Arm):
@@ -135,6 +154,8 @@ def arms(slow: bool) -> dict[str, Callable[[Task, int], Arm]]:
     saturated = {"chat": 512.0, "prefix": 256.0}
     found: dict[str, Callable[[Task, int], Arm]] = {
         "ours": lambda task, seed: Ours(task, seed),
+        "ours, every launch to its end": lambda task, seed: Ours(task, seed, early=False),
+        "ours, with a probe of 5 s": lambda task, seed: Ours(task, seed, probe_s=5),
         "ours, no prior": lambda task, seed: Ours(task, seed, prior=False),
         "ours, no prior, no memory bound": lambda task, seed: Ours(task, seed, prior=False, ladder=False),
         "staged, one parameter after the other": lambda task, seed: Ours(task, seed, prior=False, strategy="staged"),

@@ -32,7 +32,7 @@ from autotune.engines._recorded.surface import surface
 from autotune.engines.recorded import DEFAULT_RECORDING
 from autotune.search.prior import agreement
 from autotune.stats import bootstrap_interval
-from autotune.trial import Configuration, digest_of
+from autotune.trial import Configuration, Failed, FailureKind, digest_of
 
 MARKS = (10, 20, 30, 45, 60)
 REACHED = 0.95
@@ -40,11 +40,13 @@ REACHED = 0.95
 
 @dataclass(frozen=True)
 class Course:
-    """One study: the normalised hypervolume after each launch, when that launch ended, and whether it was wasted."""
+    """One study: the normalised hypervolume after each launch, when that launch ended, whether it was wasted, and whether it
+    was ended early."""
 
     minutes: tuple[float, ...]
     volumes: tuple[float, ...]
     failed: tuple[bool, ...]
+    early: tuple[bool, ...] = ()
 
     def at(self, minute: float) -> float:
         """The hypervolume that had been reached by a minute."""
@@ -65,21 +67,24 @@ class Course:
 def study(task: Task, arm: Arm, minutes: float, seed: int, noise: float) -> Course:
     """Run one arm for some GPU-minutes."""
     spent, points = 0.0, list[tuple[float, ...]]()
-    ended, volumes, failed = list[float](), list[float](), list[bool]()
+    ended, volumes, failed, early = list[float](), list[float](), list[bool](), list[bool]()
     while spent < minutes:
         configuration = arm.ask()
         if configuration is None:
             break
-        ran = task.run(configuration, len(ended), seed, noise, arm.levels)
+        ran = task.run(configuration, len(ended), seed, noise, arm.levels, arm.bar())
         arm.tell(configuration, ran)
         spent += ran.seconds / 60
         truth = task.truth(configuration)
-        if truth is not None and truth.feasible:
+        # A launch that was ended early is never reported, whatever it would have been worth.
+        short = isinstance(ran.outcome, Failed) and ran.outcome.kind is FailureKind.ENDED_EARLY
+        early.append(short)
+        if truth is not None and truth.feasible and not short:
             points.append(truth.values)
         ended.append(spent)
         volumes.append(task.volume(points) / best(task).volume)
         failed.append(ran.outcome.status == "failed" and ran.outcome.phase == "start")
-    return Course(tuple(ended), tuple(volumes), tuple(failed))
+    return Course(tuple(ended), tuple(volumes), tuple(failed), tuple(early))
 
 
 def sibling_front(task: Task, seed: int, noise: float) -> list[Configuration]:
@@ -91,7 +96,7 @@ def sibling_front(task: Task, seed: int, noise: float) -> list[Configuration]:
         configuration = arm.ask()
         if configuration is None:
             break
-        ran = other.run(configuration, number, seed + 1000, noise)
+        ran = other.run(configuration, number, seed + 1000, noise, bar=arm.bar())
         arm.tell(configuration, ran)
         if ran.score is not None and ran.score.feasible:
             seen.append((ran.score.values, configuration))
@@ -124,7 +129,7 @@ def courses(task: Task, name: str, make: Callable[[Task, int], Arm], seeds: int,
         return [Course(*map(tuple, fields)) for fields in json.loads(kept.read_text())]
     result = [study(task, make(task, seed), minutes, seed, noise) for seed in range(seeds)]
     kept.parent.mkdir(exist_ok=True)
-    kept.write_text(json.dumps([(one.minutes, one.volumes, one.failed) for one in result]))
+    kept.write_text(json.dumps([(one.minutes, one.volumes, one.failed, one.early) for one in result]))
     return result
 
 
@@ -138,14 +143,18 @@ def report(found: dict[str, list[Course]], seeds: int, minutes: float) -> str:
     lines = [
         "| arm | "
         + " | ".join(f"HV at {mark} min" for mark in marks)
-        + " | minutes to 95 % (median) | reached 95 % | launches wasted after the 5th |"
+        + " | minutes to 95 % (median) | reached 95 % | launches | ended early | wasted after the 5th |"
     ]
-    lines.append("|---" * (len(marks) + 4) + "|")
+    lines.append("|---" * (len(marks) + 6) + "|")
     for name, paths in found.items():
         cells = [f"{np.mean([path.at(mark) for path in paths]):.3f}" for mark in marks]
         reached = [path.reaches(REACHED) for path in paths]
         median = float(np.median(reached))
         cells += ["not reached" if np.isinf(median) else f"{median:.0f}", f"{np.mean(np.isfinite(reached)):.0%}"]
+        cells += [
+            f"{np.mean([len(path.minutes) for path in paths]):.0f}",
+            f"{np.mean([np.mean(path.early or [False]) for path in paths]):.0%}",
+        ]
         cells.append(f"{np.mean([path.wasted for path in paths]):.1%}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", *paired(found, minutes), "", *quartiles(found, seeds, minutes)]

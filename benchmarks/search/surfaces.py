@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autotune import pareto, spaces
+from autotune.bar import Bar, decisive_first
 from autotune.engines.base import Context
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
 from autotune.score import Constraint, Objective, Score, Selector, score
@@ -43,12 +44,22 @@ class Task:
         return tuple(objective.direction for objective in self.objectives)
 
     def run(
-        self, configuration: Configuration, trial: int, seed: int, noise: float, levels: Sequence[dict[str, float]] = ()
+        self,
+        configuration: Configuration,
+        trial: int,
+        seed: int,
+        noise: float,
+        levels: Sequence[dict[str, float]] = (),
+        bar: Bar | None = None,
     ) -> Ran:
-        """One launch. With `levels`, only those are measured, and constraints at other levels stay unknown."""
+        """One launch. With `levels`, only those are measured, and constraints at other levels stay unknown; with a `bar`, the
+        launch ends after the level that shows that it cannot be cleared, and costs what it took until then."""
         engine = RecordedEngine(RecordedOptions(kind="recorded", noise=noise))
         workload = RecordedWorkload(RecordedWorkloadOptions(kind="recorded", traffic=self.traffic, load=tuple(levels)))
-        context = Context(study="b", trial=trial, tag="b", folder=_NOWHERE, scratch=_NOWHERE, cache=_NOWHERE, seed=seed)
+        if bar is not None:
+            workload.arrange(lambda levels: decisive_first(levels, self.objectives, self.constraints))
+        where = {"folder": _NOWHERE, "scratch": _NOWHERE, "cache": _NOWHERE}
+        context = Context(study="b", trial=trial, tag="b", seed=seed, bar=bar, **where)
         session = engine.open(engine.launch(configuration, context), context)
         found: Score | None = None
         outcome: Outcome

@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from autotune.bar import Bar, Spread
+from autotune.score import Objective, Selector
 from autotune.trial import FailureKind, TrialFailed
 from autotune.workloads._load import crew as crew_module
 from autotune.workloads._load import summary
@@ -146,13 +148,76 @@ def test_a_climb_begins_where_it_is_told(tmp_path):
     assert not found.facts["climb_found_limit"]
 
 
-def test_stopping_early(tmp_path):
-    workload = HttpWorkload(options(load=[{"concurrency": 2}, {"concurrency": 4}]))
-    workload.stop_early = lambda rows: "It cannot win." if rows else None
+def bar(text, best, **changes):
+    """A front of one trial in one objective, its noise well known."""
+    objective = Objective(selector=Selector.parse(text), direction="maximize")
+    return Bar(
+        objectives=(objective,),
+        constraints=(),
+        front=((best,),),
+        nadir=(1.0,),
+        spreads=(Spread(deviation=0.1, freedom=100),),
+        **changes,
+    )
+
+
+def ended(tmp_path, judge, *server, **changes):
+    """What a run that had to clear a bar was ended with."""
+    workload = HttpWorkload(options(**changes))
+    with serving(*server) as session, pytest.raises(TrialFailed) as raised:
+        workload.run(session, context(tmp_path, bar=judge), lambda label, share: None)
+    assert raised.value.failed.kind is FailureKind.ENDED_EARLY
+    assert raised.value.failed.evidence[0].startswith("Ended early: At best")
+    return raised.value.failed.partial
+
+
+def test_a_hopeless_trial_ends_after_the_level_that_shows_it(tmp_path):
+    """Two users at 55 ms each finish 36 requests a second."""
+    loads = [{"concurrency": 2}, {"request_rate": 4}, {"request_rate": 8}]
+    partial = ended(tmp_path, bar("requests_per_s @ concurrency=2", 500.0), *FAST, load=loads)
+    assert [row.level for row in partial.rows] == [{"concurrency": 2}]
+    assert not (tmp_path / "requests-1.jsonl").exists()
+
+
+def test_a_trial_that_may_reach_the_front_runs_all_its_levels(tmp_path):
+    workload = HttpWorkload(options(load=[{"concurrency": 2}, {"request_rate": 4}]))
     with serving(*FAST) as session:
-        found = workload.run(session, context(tmp_path), lambda label, share: None)
-    assert len(found.rows) == 1
-    assert found.facts["stopped_early"] == "It cannot win."
+        judge = bar("requests_per_s @ concurrency=2", 20.0)
+        found = workload.run(session, context(tmp_path, bar=judge), lambda label, share: None)
+    assert len(found.rows) == 2
+
+
+def test_a_probe_ends_a_hopeless_trial_before_any_level_runs_in_full(tmp_path):
+    judge = bar("requests_per_s @ concurrency=2", 5000.0, probe_s=0.5)
+    partial = ended(tmp_path, judge, *FAST, load=[{"concurrency": 2}, {"request_rate": 4}])
+    assert partial.facts["probe_s"] == 0.5
+    assert len(partial.rows) == 1
+    assert not (tmp_path / "requests-0.jsonl").exists()
+
+
+def test_a_promoted_trial_is_measured_in_full_after_its_probe(tmp_path):
+    told = []
+    workload = HttpWorkload(options(load=[{"concurrency": 2}, {"concurrency": 4}]))
+    with serving(*FAST) as session:
+        judge = bar("requests_per_s @ concurrency=2", 20.0, probe_s=0.5)
+        found = workload.run(session, context(tmp_path, bar=judge), lambda label, share: told.append(share))
+    assert [row.level for row in found.rows] == [{"concurrency": 2}, {"concurrency": 4}]
+    assert told == sorted(told)
+
+
+def test_a_climb_ends_once_the_rate_that_broke_is_too_low(tmp_path):
+    """Eight slots of 55 ms each serve 145 requests a second, so that 320 breaks and everything below is out of the race."""
+    climb = {"constraints": ["ttft_ms.p95 <= 60"], "start": 320, "max_steps": 6, "precision": 0.05}
+    window = {"warm_up_s": 0.5, "measure_s": 1.0, "deadline_s": 1.0}
+    partial = ended(tmp_path, bar("slo_request_rate", 5000.0), *FAST, "--slots", 8, load=[{"slo_climb": climb}], window=window)
+    assert [row.level for row in partial.rows] == [{"request_rate": 320}]
+    assert "slo_request_rate" not in partial.totals
+
+
+def test_arranged_levels_run_and_are_told_in_the_new_order():
+    workload = HttpWorkload(options(load=[{"request_rate": 4}, {"concurrency": 2}]))
+    workload.arrange(lambda levels: range(len(levels) - 1, -1, -1))
+    assert workload.levels() == ({"concurrency": 2}, {"request_rate": 4})
 
 
 @pytest.mark.parametrize(

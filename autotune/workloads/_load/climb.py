@@ -93,6 +93,11 @@ class Climb:
         return good
 
     @property
+    def ceiling(self) -> float | None:
+        """The lowest rate that broke the SLO above every good one: `best` stays below it. None before one broke."""
+        return self._bracket()[1]
+
+    @property
     def found_limit(self) -> bool:
         """Whether a rate was found that breaks the SLO; without one, `best` is only a lower bound."""
         return self._bracket()[1] is not None

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, sleep
 
+from autotune.bar import Level, SoFar
 from autotune.engines.base import Context, Session
 from autotune.trial import CLIENT_LATE, FailureKind, Measurement, Phase, Row, TrialFailed, Value
 from autotune.workloads._load import server_metrics
 from autotune.workloads._load.climb import Bound, Climb, parse_bound
 from autotune.workloads._load.conduct import Conductor, LevelLog
 from autotune.workloads._load.crew import Crew
-from autotune.workloads._load.options import HttpOptions, Load, SloClimb
+from autotune.workloads._load.options import HttpOptions, Load, SloClimb, Window
 from autotune.workloads._load.plans import Target, client_count, level_plans, pieces
 from autotune.workloads._load.requests import Request, from_json, write_log
 from autotune.workloads._load.summary import Rules, Span, Summary, summarise, tokens_between
-from autotune.workloads.base import Progress
+from autotune.workloads.base import Progress, stop_if_hopeless
 
 SETTLE_S = 5.0
 """Longest wait between levels for the engine to drop what was cut."""
-
-StopEarly = Callable[[tuple[Row, ...]], str | None]
+PROBES = 500
+"""Added to a level's number for its probe, so that both send different requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,68 +44,94 @@ class Run:
         session: Session,
         context: Context,
         progress: Progress,
-        stop_early: StopEarly,
         climb_from: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._options, self._session, self._context = options, session, context
-        self._progress, self._stop_early, self._climb_from = progress, stop_early, climb_from
+        self._progress, self._climb_from = progress, climb_from
         self._target = Target(session.endpoint, session.model)
         self._vocabulary = pieces(options, session.model_folder or Path(session.model))
         self._steps = sum(load.slo_climb.max_steps if load.slo_climb else 1 for load in options.load)
         self._bounds: dict[str, float] = dict(options.goodput.items())
         self._done: list[Done] = []
+        self._probed: list[Row] = []
         self._totals: dict[str, float] = {}
         self._facts: dict[str, Value] = {"clients": client_count(options)}
 
     def measure(self) -> Measurement:
-        """Every level in turn. Raises TrialFailed, with what was measured until then, when no level is valid."""
+        """Every level in turn. Raises TrialFailed, with what was measured until then, when no level is valid or the trial
+        cannot reach the front any more."""
         self._context.folder.mkdir(parents=True, exist_ok=True)
         try:
             with Crew(client_count(self._options), self._context.tag, self._context.folder / "clients.log") as crew:
-                for load in self._options.load:
-                    if "stopped_early" in self._facts:
-                        break
+                self._probe(crew)
+                levels = [load.level for load in self._options.load]
+                for index, load in enumerate(self._options.load):
                     if load.slo_climb is not None:
-                        self._climb(crew, load, load.slo_climb)
+                        self._climb(crew, load, load.slo_climb, levels[index + 1 :])
                     else:
                         self._level(crew, load, self._bounds)
+                    self._judge(levels[index + 1 :], self._totals)
         except TrialFailed as failure:
             raise self._with_partial(failure) from failure
         if all(done.row.invalid for done in self._done):
             raise self._nothing_valid()
         return self._table()
 
+    def _probe(self, crew: Crew) -> None:
+        """A short first pass over the levels, where the study asks for one. Raises TrialFailed when it shows enough."""
+        bar, full = self._context.bar, self._options.window
+        if bar is None or bar.probe_s is None or bar.probe_s >= full.measure_s:
+            return
+        window = full.model_copy(update={"measure_s": bar.probe_s})
+        noise = math.sqrt(full.measure_s / bar.probe_s)
+        known = [load for load in self._options.load if load.slo_climb is None]
+        for load in known:
+            done, _ = self._measured(crew, load, self._bounds, PROBES + len(self._probed), window)
+            self._probed.append(done.row)
+            ahead = [one.level for one in self._options.load if one not in known[: len(self._probed)]]
+            seen = SoFar(tuple(self._probed), tuple(ahead), self._session.resources(), noise)
+            stop_if_hopeless(self._context, seen, Measurement(rows=seen.rows, facts={"probe_s": bar.probe_s}))
+
+    def _judge(self, ahead: Sequence[Level], totals: Mapping[str, float]) -> None:
+        """End the trial here when the levels ahead cannot bring it to the front. Raises TrialFailed."""
+        rows = tuple(done.row for done in self._done)
+        best = {**self._session.resources(), **totals}
+        if ahead and rows:
+            stop_if_hopeless(self._context, SoFar(rows, tuple(ahead), best, looks=len(self._probed)), self._table())
+
     def _level(self, crew: Crew, load: Load, bounds: Mapping[str, float]) -> Row:
-        """Run one level, keep its log, add its row."""
-        number = len(self._done)
-        label = " ".join(f"{name} {value:g}" for name, value in load.level.items() if isinstance(value, int | float))
+        """Run one level and add its row. Raises TrialFailed when nothing of a level that the study asked for finished."""
+        done, requests = self._measured(crew, load, bounds, len(self._done), self._options.window)
+        self._done.append(done)
+        # A probe of the climb may well drown the engine; a level that the study asked for may not.
+        if requests and "finished" not in requests and load in self._options.load:
+            silence = f"Not one of the {len(requests)} requests of {_label(load)} finished."
+            raise TrialFailed(FailureKind.UNHEALTHY, Phase.MEASURE, silence, *done.facts["errors"][:3])
+        return done.row
+
+    def _measured(
+        self, crew: Crew, load: Load, bounds: Mapping[str, float], number: int, window: Window
+    ) -> tuple[Done, Sequence[str]]:
+        """Run one level and keep its log; also what became of each request that was asked of it."""
 
         def tell(share: float) -> None:
-            self._progress(label, min((number + share) / self._steps, 1.0))
+            # The pass of probes comes on top of the steps that are counted.
+            self._progress(_label(load), min((len(self._done) + share) / self._steps, 1.0) if number < PROBES else 0.0)
 
         tell(0.0)
         self._settle(number)
         plans = level_plans(self._options, load, self._target, self._vocabulary, self._seed(number))
         watch = server_metrics.Watch(*self._target.address)
-        conductor = Conductor(crew, self._session, self._options.window, watch, tell)
-        log = conductor.run(plans, load.concurrency or 0)
+        log = Conductor(crew, self._session, window, watch, tell).run(plans, load.concurrency or 0)
         write_log(self._context.folder / f"requests-{number}.jsonl", log.records)
         requests = [from_json(record) for record in log.records]
         rules = Rules(self._options.min_finished_share, self._options.ignore_eos, bounds)
         done = self._complete(summarise(requests, log.span, load.level, log.client, rules), requests, log)
-        self._done.append(done)
         # Where every request runs into its deadline they may all be due just before the window.
         asked = [request.status for request in requests if log.span.holds(request.due)] or [
             request.status for request in requests if request.due < log.span.stop
         ]
-        # A probe of the climb may well drown the engine; a level that the study asked for may not.
-        if asked and "finished" not in asked and load in self._options.load:
-            silence = f"Not one of the {len(asked)} requests of {label} finished."
-            raise TrialFailed(FailureKind.UNHEALTHY, Phase.MEASURE, silence, *done.facts["errors"][:3])
-        reason = self._stop_early(tuple(each.row for each in self._done))
-        if reason is not None:
-            self._facts["stopped_early"] = reason
-        return done.row
+        return done, asked
 
     def _complete(self, summary: Summary, requests: list[Request], log: LevelLog) -> Done:
         """The row with the server's own metrics and the energy beside the client's."""
@@ -127,18 +155,20 @@ class Run:
             {**found, "energy_joule_per_token": used["energy_joule"] / tokens} if "energy_joule" in used and tokens > 0 else found
         )
 
-    def _climb(self, crew: Crew, load: Load, wanted: SloClimb) -> None:
-        """Probe rates until the boundary is found; every probe is a row."""
+    def _climb(self, crew: Crew, load: Load, wanted: SloClimb, later: Sequence[Level]) -> None:
+        """Probe rates until the boundary is found; every probe is a row. `later` are the levels after the climb."""
         bounds = [parse_bound(text) for text in wanted.constraints]
         good = self._bounds or goodput_bounds(bounds)
         climb = Climb(bounds, self._climb_from() or wanted.start, wanted.max_steps, wanted.precision)
         rows: dict[float, Row] = {}
-        while (rate := climb.next_rate()) is not None and "stopped_early" not in self._facts:
+        while (rate := climb.next_rate()) is not None:
             rows[rate] = self._level(crew, load.model_copy(update={"request_rate": rate, "slo_climb": None}), good)
             if CLIENT_LATE in (rows[rate].invalid or ""):
                 self._facts["climb_ended"] = rows[rate].invalid
                 break
             climb.observe(rate, rows[rate])
+            if climb.ceiling is not None and climb.next_rate() is not None:
+                self._judge([{}, *later], dict.fromkeys(("slo_request_rate", "slo_goodput_per_s"), climb.ceiling))
         self._facts["climb_found_limit"] = climb.found_limit
         if climb.best is not None:
             self._totals["slo_request_rate"] = climb.best
@@ -169,13 +199,18 @@ class Run:
 
     def _with_partial(self, failure: TrialFailed) -> TrialFailed:
         failed = failure.failed
-        partial = self._table() if self._done else None
+        partial = self._table() if self._done else failed.partial
         return TrialFailed(failed.kind, failed.phase, *failed.evidence, advice=failed.advice, partial=partial)
 
     def _nothing_valid(self) -> TrialFailed:
         reasons = dict.fromkeys(done.row.invalid for done in self._done if done.row.invalid)
         errors = dict.fromkeys(error for done in self._done for error in done.facts["errors"])
         return TrialFailed(FailureKind.INCOMPLETE, Phase.MEASURE, *reasons, *list(errors)[:3], partial=self._table())
+
+
+def _label(load: Load) -> str:
+    """How progress names a level: `request_rate 10`."""
+    return " ".join(f"{name} {value:g}" for name, value in load.level.items() if isinstance(value, int | float))
 
 
 def goodput_bounds(bounds: Sequence[Bound]) -> dict[str, float]:
