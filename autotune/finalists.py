@@ -74,14 +74,14 @@ def choose(analysis: Analysis, count: int) -> list[Candidate]:
 
 
 def _safe(analysis: Analysis, one: Candidate) -> bool:
-    """Whether nothing in a candidate can change the model's answers."""
-    return not analysis.quality.changes(one.records[0].configuration)
+    """Whether nothing in a candidate beside the default can change the model's answers."""
+    return one is not analysis.default_candidate and not analysis.quality.changes(one.records[0].configuration)
 
 
 def _best_safe(analysis: Analysis) -> Candidate | None:
-    """The best in the first objective of those that cannot change the answers and are not the default."""
+    """The best of them in the first objective."""
     objective = analysis.study.objectives[0]
-    found = [one for one in analysis.feasible if _safe(analysis, one) and one is not analysis.default_candidate]
+    found = [one for one in analysis.feasible if _safe(analysis, one)]
     sign = -1 if objective.direction == "maximize" else 1
     return min(found, key=lambda one: sign * analysis.mean(one, objective), default=None)
 
