@@ -78,6 +78,13 @@ def visible(gpus: Sequence[int]) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
+def near_processors(index: int) -> tuple[int, ...]:
+    """The processors on the GPU's own NUMA node; empty when NVML does not tell."""
+    count = (os.cpu_count() or 1) // 64 + 1
+    words = _ask("nvmlDeviceGetCpuAffinity", _ask("nvmlDeviceGetHandleByIndex", index), count) or ()
+    return tuple(64 * place + bit for place, word in enumerate(words) for bit in range(64) if int(word) >> bit & 1)
+
+
 def used_bytes(index: int) -> int | None:
     """Memory of the GPU that is in use by anybody."""
     info = _ask("nvmlDeviceGetMemoryInfo", _ask("nvmlDeviceGetHandleByIndex", index))

@@ -38,6 +38,7 @@ __all__ = [
     "StopReport",
     "answers_for",
     "end",
+    "environment",
     "free_port",
     "inherited_environment",
     "make_tag",
@@ -139,16 +140,24 @@ class Process:
         self.stop()
 
 
-def start(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path, tag: str, cpus: Sequence[int] = ()) -> Process:
-    """Start a command in a session of its own, its output going straight into `log`.
+def start(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    log: Path,
+    tag: str,
+    cpus: Sequence[int] = (),
+    stdin: int = subprocess.DEVNULL,
+) -> Process:
+    """Start a command in a session of its own, its output going straight into `log`; `stdin` is a descriptor of ours.
 
-    Its environment is the inherited one without credentials and leftovers of other launchers, then `env`, then the tag.
+    Its environment is `environment(env, tag)`.
     Raises MissingPrerequisite when the program does not exist, AutotuneError when it cannot be started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    full = {**inherited_environment(), **env, **_marks(tag)}
     with log.open("ab") as output, _affinity(cpus):
-        popen = _popen(argv, env=full, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        popen = _popen(argv, env=environment(env, tag), cwd=cwd, stdin=stdin, stdout=output, stderr=subprocess.STDOUT)
     seen = proc.look(popen.pid)
     assert seen is not None, "an unreaped child is in the process table"
     return Process(popen, tag, log, seen.identity)
@@ -200,6 +209,12 @@ def run(
     return Completed(popen.returncode, out.decode(errors="replace"), err.decode(errors="replace"), seconds, timed_out)
 
 
+def environment(env: Mapping[str, str], tag: str) -> dict[str, str]:
+    """What a started process sees: the inherited environment without credentials and leftovers of other launchers, then `env`,
+    then the tag."""
+    return {**inherited_environment(), **env, **_marks(tag)}
+
+
 def inherited_environment() -> dict[str, str]:
     """This process's environment without credentials (but the model hub's), its own variables and other launchers' leftovers."""
     return {name: value for name, value in os.environ.items() if _passes_on(name)}
@@ -232,7 +247,8 @@ def _affinity(cpus: Sequence[int]) -> Iterator[None]:
         yield
         return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, set(cpus) & before or before)
+    with contextlib.suppress(OSError):  # none of these cores may be used by anybody here
+        os.sched_setaffinity(0, cpus)
     try:
         yield
     finally:

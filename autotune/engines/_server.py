@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from autotune import process
+from autotune import process, standby
 from autotune.answers import Answer
 from autotune.engines import _logprobs
 from autotune.engines.base import Context, Diagnosis, EngineOptions, Launch, Session
@@ -87,7 +87,7 @@ class ServingSession(Session):
         self._phase = Phase.START
         self._clock = _Clock(dialect.milestones)
         self._owner_checked = 0.0
-        self._process = process.start(
+        self._process, self._standby = standby.start(
             launch.argv, env=launch.env, cwd=context.scratch, log=self.log, tag=context.tag, cpus=context.cpus
         )
         self._began = time.monotonic()
@@ -111,7 +111,8 @@ class ServingSession(Session):
         self._check_owner(time.monotonic())
         facts = self._dialect.confirm(self._ask, self.log.read_text(errors="replace"))
         self._phase = Phase.MEASURE
-        return {**facts, "seconds": dict(self._clock.seconds)}
+        ahead = self._standby.facts() if self._standby is not None else {}
+        return {**facts, **ahead, "seconds": dict(self._clock.seconds)}
 
     def check_alive(self) -> None:
         self._read()

@@ -29,6 +29,7 @@ from autotune.answers import Answer
 from autotune.bar import Bar
 from autotune.errors import Mistake
 from autotune.feasibility.memory import MemoryModel
+from autotune.standby import Ahead
 from autotune.trial import Configuration, FailureKind, Frozen, Origin, Phase, TrialFailed, Value
 
 Serves = Literal["http", "training", "recorded"]
@@ -246,6 +247,13 @@ class Engine(ABC):
     @abstractmethod
     def open(self, launch: Launch, context: Context) -> Session:
         """Start the launch and return at once."""
+
+    def ahead(self, cache: Path) -> Ahead | None:
+        """What an interpreter can import before it knows its launch, while another trial is measured; None for nothing.
+
+        `cache` is the context's. Only the start of a serving engine (`ServingSession`) makes use of it.
+        """
+        return None
 
     def flags(self) -> Mapping[str, Flag]:
         """The installed engine's flags by parameter name; empty for an engine that has none."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
-from autotune import gpu
+from autotune import gpu, standby
 from autotune.engines.base import Context, Engine
 from autotune.evaluate import evaluate
 from autotune.proc import TAG_VARIABLE
@@ -22,13 +23,62 @@ Message = tuple[str, Any]
 
 
 def work(
-    pipe: Connection[Message, None], engine: Engine, workload: Workload, job: TrialJob, context: Context, idle: Mapping[int, int]
+    pipe: Connection[Message, Any],
+    engine: Engine,
+    workload: Workload,
+    context: Context,
+    job: TrialJob,
+    cores: Sequence[int],
+    idle: Mapping[int, int],
 ) -> None:
-    """Evaluate one job. SIGTERM, or the driver's death, interrupts it once; it then stops its engine and reports."""
+    """Evaluate one job. SIGTERM, or the driver's death, interrupts it once; it then stops its engine and reports.
+
+    `cores` are this process's and the load clients' that it starts; empty for all.
+    """
+    _run(pipe, engine, workload, context, job, cores, idle, _begin(context.tag))
+
+
+def stand_by(
+    pipe: Connection[Message, Any],
+    engine: Engine,
+    workload: Workload,
+    ahead: standby.Ahead,
+    context: Context,
+    cores: Sequence[int],
+    threads: int,
+) -> None:
+    """As `work`, for a job that comes through the pipe, with an interpreter of the engine's importing until then.
+
+    `cores` are that interpreter's until its launch, `threads` how many the launch will have. It is ended when no job comes.
+    """
+    interruption = _begin(context.tag)
+    env = {"TMPDIR": str(context.scratch), **(gpu.visible(context.gpus) if context.gpus else {})}
+    waiting = standby.held(ahead, env=env, scratch=context.scratch, tag=context.tag, cpus=cores, threads=threads)
+    with contextlib.suppress(KeyboardInterrupt, EOFError, OSError), waiting:
+        order: tuple[Context, TrialJob, Sequence[int], Mapping[int, int]] = pipe.recv()
+        _run(pipe, engine, workload, *order, interruption)
+
+
+def _begin(tag: str) -> _Interruption:
     os.setsid()  # a Ctrl-C in the driver's terminal is the driver's to handle
-    os.environ[TAG_VARIABLE] = context.tag
+    os.environ[TAG_VARIABLE] = tag
     interruption = _Interruption()
     threading.Thread(target=_outlive_nobody, name="driver-watch", daemon=True).start()
+    return interruption
+
+
+def _run(
+    pipe: Connection[Message, Any],
+    engine: Engine,
+    workload: Workload,
+    context: Context,
+    job: TrialJob,
+    cores: Sequence[int],
+    idle: Mapping[int, int],
+    interruption: _Interruption,
+) -> None:
+    if cores:
+        os.sched_setaffinity(0, cores)
     report = _Reporter(pipe)
     record = evaluate(job, engine, workload, context, lambda label, share: report("progress", (label, share)))
     interruption.ignore()
@@ -54,7 +104,7 @@ class _Interruption:
 class _Reporter:
     """Sends to the driver; once it is gone, nobody listens and nothing is lost by saying nothing."""
 
-    def __init__(self, pipe: Connection[Message, None]) -> None:
+    def __init__(self, pipe: Connection[Message, Any]) -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
 

@@ -7,21 +7,19 @@ dies is noticed by its workers, which stop their engines; what even they could n
 from __future__ import annotations
 
 import atexit
-import multiprocessing
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from multiprocessing import connection
-from multiprocessing.context import ForkServerProcess
-from typing import Any
 
-from autotune import gpu, proc, process
+from autotune import gpu
 from autotune.advice import advice
-from autotune.engines.base import Context
-from autotune.executors import _forkserver, _worker
+from autotune.cores import Cores, Share
+from autotune.executors import _worker
+from autotune.executors._spares import Spares
+from autotune.executors._workplace import Workplace, opened
 from autotune.executors.base import MAX_PARALLEL, Executor, Site
 from autotune.leases import Leases
 from autotune.trial import Configuration, Failed, FailureKind, Phase, TrialJob, TrialRecord
@@ -36,13 +34,10 @@ _LEASE_POLL_S = 0.2
 
 
 @dataclass
-class _Running:
+class _Running(Workplace):
     job: TrialJob
-    context: Context
-    worker: ForkServerProcess
-    identity: tuple[int, int]
-    pipe: Any
     slot: int
+    share: Share
     deadline: float
     label: str = "start"
     record: TrialRecord | None = None
@@ -119,8 +114,10 @@ class LocalExecutor(Executor):
         deadline = time.monotonic() + _CLOSE_S
         for one in self._running:
             _wait(one, deadline)
-            self._clean(one)
+            one.clean()
         self._running.clear()
+        if "_spares" in vars(self):
+            self._spares.close()
         self.forget_scratch()
 
     def _start_waiting(self) -> None:
@@ -136,26 +133,34 @@ class LocalExecutor(Executor):
                 return
             self._try_to_start(self._waiting.popleft(), gpus)
 
+    @cached_property
+    def _spares(self) -> Spares:
+        return Spares(self.site)
+
+    @cached_property
+    def _cores(self) -> Cores:
+        """Divided once, so that trials compare: a GPU that is lost leaves its trials' cores idle."""
+        return Cores(self.capacity, standby=self._spares.wanted)
+
     def _try_to_start(self, job: TrialJob, gpus: tuple[int, ...]) -> None:
+        share = self._cores.take({core for index in gpus for core in gpu.near_processors(index)})
         try:
-            self._running.append(self._start(job, gpus))
+            self._running.append(self._start(job, gpus, share))
         except (EOFError, OSError) as error:
             self._leases.give_back(gpus)
+            self._cores.give_back(share)
             reason = f"No worker process could be started for the trial: {type(error).__name__} {error}."
             self._impossible.append(_without_run(job, _fault(Phase.START, reason)))
 
-    def _start(self, job: TrialJob, gpus: tuple[int, ...]) -> _Running:
+    def _start(self, job: TrialJob, gpus: tuple[int, ...], share: Share) -> _Running:
         slot = min(set(range(len(self._running) + 1)) - {one.slot for one in self._running})
-        context = self.site.context(job, gpus, _cores(slot, self.capacity))
-        engine = self.site.engines[job.configuration.engine]
-        idle = self._idle_of(gpus)
-        ours, theirs = multiprocessing.Pipe(duplex=False)
-        arguments = (theirs, engine, self.site.workload, job, context, idle)
-        worker = _forkserver.start(self.site, _worker.work, arguments, name=f"trial-{job.number}")
-        theirs.close()
-        seen = proc.look(worker.pid or 0)
-        identity = seen.identity if seen else (worker.pid or 0, 0)
-        return _Running(job, context, worker, identity, ours, slot, time.monotonic() + self._patience_s(job))
+        context = self.site.context(job, gpus, share.engine)
+        order = (job, share.client, self._idle_of(gpus))
+        place = self._spares.take(slot, job.configuration.engine, context, *order)
+        if place is None:
+            arguments = (self.site.engines[job.configuration.engine], self.site.workload, context, *order)
+            place = opened(self.site, _worker.work, arguments, context, name=f"trial-{job.number}")
+        return _Running(**vars(place), job=job, slot=slot, share=share, deadline=time.monotonic() + self._patience_s(job))
 
     def _idle_of(self, gpus: tuple[int, ...]) -> dict[int, int]:
         return {index: self._idle[index] for index in gpus if index in self._idle}
@@ -172,6 +177,8 @@ class LocalExecutor(Executor):
             if kind == "progress":
                 one.label = content[0]
                 self.site.watch(one.job, *content)
+                if one.label != "start":
+                    self._spares.prepare(one.slot, one.job.configuration.engine, one.share, one.context)
             elif kind == "record":
                 one.record = TrialRecord.model_validate_json(content)
             else:
@@ -181,8 +188,9 @@ class LocalExecutor(Executor):
     def _finish(self, one: _Running) -> TrialRecord:
         if not one.hung:
             _wait(one, time.monotonic() + 5.0)
-        self._clean(one)
+        one.clean()
         self._running.remove(one)
+        self._cores.give_back(one.share)
         held = gpu.wait_memory_back(self._idle_of(one.context.gpus)) if one.held is None else one.held
         self._leases.give_back(one.context.gpus)
         for index, extra in held.items():
@@ -192,14 +200,6 @@ class LocalExecutor(Executor):
         if held and not self._leases.usable:
             self._notices.append("No GPU is left to run trials on.")
         return one.record or _lost(one)
-
-    def _clean(self, one: _Running) -> None:
-        """End everything the trial may have left and remove its scratch."""
-        tag, worker = one.context.tag, one.identity
-        process.end(lambda: proc.members(tag, worker), None, 0.0)
-        one.worker.join(5.0)
-        one.pipe.close()
-        shutil.rmtree(one.context.scratch, ignore_errors=True)
 
 
 def _received(one: _Running) -> _worker.Message | None:
@@ -213,13 +213,6 @@ def _received(one: _Running) -> _worker.Message | None:
 
 def _wait(one: _Running, deadline: float) -> None:
     one.worker.join(max(0.0, deadline - time.monotonic()))
-
-
-def _cores(slot: int, slots: int) -> tuple[int, ...]:
-    """An equal share of this process's cores, or () for all when trials run one at a time."""
-    cores = sorted(os.sched_getaffinity(0))
-    share = len(cores) // max(1, slots)
-    return tuple(cores[slot * share : (slot + 1) * share]) if slots > 1 and share else ()
 
 
 def _refused(job: TrialJob, need: int, leases: Leases) -> TrialRecord:

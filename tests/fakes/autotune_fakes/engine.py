@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from autotune import process
+from autotune.engines import _logprobs
 from autotune.engines._server import Dialect, ServingSession
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Session
+from autotune.standby import Ahead
 from autotune.trial import Configuration, FailureKind
 
 SERVER = Path(__file__).with_name("server.py")
+HEAD = (sys.executable, "-S", "-E", str(SERVER))
 FLAGS = {
     "speed": Flag(name="speed", option="--speed", type="int", default=100, low=1),
     "mode": Flag(name="mode", option="--mode", default="ok"),
+    "kv": Flag(name="kv", option="--kv", default="auto"),
     "start_s": Flag(name="start_s", option="--start-s", type="float", default=0.05),
 }
 _OUT_OF_MEMORY = re.compile(r"OutOfMemoryError")
@@ -23,6 +27,8 @@ _REFUSED = re.compile(r"^ValueError|unrecognized arguments")
 class FakeOptions(EngineOptions):
     model: str = "fake"
     port: int | None = None
+    standby: bool = False
+    """Import `heavy` ahead of each trial; every trial imports it then."""
 
 
 def diagnose(log: str, returncode: int | None) -> Diagnosis | None:
@@ -39,6 +45,7 @@ DIALECT = Dialect(
     confirm=lambda ask, log: {"effective": {"speed": ask("/speed")["speed"]}, "version": "1", "kv_tokens": 1000},
     diagnose=diagnose,
     reset="/health",
+    answer=_logprobs.of_vllm,
 )
 
 
@@ -54,15 +61,30 @@ class FakeEngine(Engine):
     def launch(self, configuration: Configuration, context: Context) -> Launch:
         port = self.options.port or process.free_port()
         values = {**self.options.fixed, **configuration.values}
-        flags = [part for name, value in values.items() for part in ("--" + name.replace("_", "-"), str(value))]
-        argv = (sys.executable, "-S", "-E", str(SERVER), "--port", str(port), *flags)
-        return Launch(argv=argv, env=dict(self.options.env), endpoint=f"http://127.0.0.1:{port}")
+        env = {name.removeprefix("env."): str(value) for name, value in values.items() if name.startswith("env.")}
+        flags = [
+            part
+            for name, value in values.items()
+            if not name.startswith("env.")
+            for part in ("--" + name.replace("_", "-"), str(value))
+        ]
+        heavy = ("--imports", "heavy") if self.options.standby else ()
+        argv = (*HEAD, "--port", str(port), *flags, *heavy)
+        return Launch(argv=argv, env={**self.options.env, **env}, endpoint=f"http://127.0.0.1:{port}")
+
+    def ahead(self, cache: Path) -> Ahead | None:
+        if not self.options.standby:
+            return None
+        return Ahead(HEAD, modules=("heavy", "not_there"), env=self.options.env, late=("FAKE_",), insist=True)
 
     def open(self, launch: Launch, context: Context) -> Session:
         return ServingSession(launch, context, self.options, DIALECT, "fake")
 
     def flags(self) -> Mapping[str, Flag]:
         return FLAGS
+
+    def incomparable(self) -> str | None:
+        return _logprobs.random_weights(self.options)
 
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
         return diagnose(log, returncode)

@@ -1,0 +1,209 @@
+"""Imports an engine ahead of its trial, waits to be told the trial's launch, and becomes it. Imports nothing of autotune.
+
+    python waiting.py SCRIPT -- MODULE ...          later runs `python SCRIPT ...`
+    python waiting.py -m PACKAGE -- MODULE ...      later runs `python -m PACKAGE ...`
+
+Standard input is a socket. One line of JSON comes over it, the launch: `argv` (the whole command), `arguments` (those for the
+script), `env`, `cwd`, `log`, `cpus`, `late`. One line goes back: `null` once the launch goes on in this interpreter, else why
+the command was started from its beginning instead, in this same process. When the socket is closed this process ends.
+
+What was read at import cannot be changed afterwards, so every variable that Python code looks up meanwhile is noted. A
+launch whose environment differs in one of those, or in one whose name does not begin with one of `late` (native code reads
+the environment without our knowledge), is started from its beginning. So is one for which CUDA was initialised: it holds on
+to the GPUs that were in view then, and cannot be forked.
+
+Until then it runs only where and when nobody else needs the processor: on the cores it was started on, and, where that can
+be undone, at idle priority. The number of threads that native libraries choose from the cores they see is that of the
+cores the launch will have: `AUTOTUNE_THREADS` says how many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+PR_SET_PDEATHSIG = 1
+CUDA_NOT_INITIALIZED = (3, 4)
+"""cuDeviceGetCount before cuInit, and after the driver was shut down."""
+DEVICES = "CUDA_VISIBLE_DEVICES"
+THREADS = "OMP_NUM_THREADS"
+
+
+class Noting(os._Environ):  # type: ignore[type-arg]
+    """The environment, which notes what is looked up or set in it."""
+
+    names: ClassVar[set[str]] = set()
+
+    def __getitem__(self, key: str) -> str:
+        self.names.add(key)
+        value: str = super().__getitem__(key)
+        return value
+
+    def __setitem__(self, key: str, value: str) -> None:
+        self.names.add(key)
+        super().__setitem__(key, value)
+
+
+def main() -> None:
+    split = sys.argv.index("--")
+    entry, modules = sys.argv[1:split], sys.argv[split + 1 :]
+    end_with_parent()
+    orders = socket.socket(fileno=os.dup(0))
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    idle = yield_to_others()
+    threads = os.environ.pop("AUTOTUNE_THREADS", None)
+    before = dict(os.environ)
+    import_all(entry, modules, threads)
+    order = await_order(orders)
+    redirect(Path(order["log"]))
+    os.chdir(order["cwd"])
+    become_normal(order["cpus"], idle)
+    widen(os.environ.get(THREADS, threads))
+    differing = {name for name in {*before, *order["env"]} if before.get(name) != order["env"].get(name)}
+    reason = obstacle(differing, order["late"])
+    answer(orders, reason)
+    if reason is not None:
+        print(f"The launch starts from its beginning: {reason}.", flush=True)
+        os.execve(order["argv"][0], order["argv"], order["env"])
+    for name in differing:
+        # What importing has set in the environment stays, as it would have been set there.
+        os.environ.pop(name, None)
+        if name in order["env"]:
+            os.environ[name] = order["env"][name]
+    run(entry, order["arguments"])
+
+
+def end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ.pop("AUTOTUNE_PARENT", os.getppid())):
+        os._exit(0)
+
+
+def yield_to_others() -> bool:
+    """Ask for idle priority if this process may leave it again: without the right to, it would be there for good."""
+    undone: list[bool] = []
+
+    def there_and_back() -> None:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            undone.append(True)
+
+    trial = threading.Thread(target=there_and_back)
+    trial.start()
+    trial.join()
+    if undone:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    return bool(undone)
+
+
+def import_all(entry: Sequence[str], modules: Iterable[str], threads: str | None) -> None:
+    """Import what the launch will need, as far as it is there, and note what is looked up in the environment meanwhile."""
+    if sys.path[0] == str(Path(__file__).parent):
+        sys.path[0] = str(Path(entry[0]).parent) if entry[0] != "-m" else str(Path.cwd())
+    sys.argv = [entry[0]]
+    native = threads if THREADS not in os.environ else None
+    plain = os.environ.__class__
+    os.environ.__class__ = Noting
+    if native is not None:
+        # Only for native code: what looks it up in Python sees an environment without it.
+        os.putenv(THREADS, native)
+    for module in modules:
+        # What cannot be imported here is not there either when the launch looks for it, and then is its to complain about.
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+    if native is not None:
+        os.unsetenv(THREADS)
+    os.environ.__class__ = plain
+
+
+def await_order(orders: socket.socket) -> dict[str, Any]:
+    text = b""
+    while not text.endswith(b"\n"):
+        part = orders.recv(1 << 16)
+        if not part:
+            os._exit(0)
+        text += part
+    order: dict[str, Any] = json.loads(text)
+    return order
+
+
+def redirect(log: Path) -> None:
+    """From here on into the trial's log, after what was said while importing."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    said = Path(f"/proc/self/fd/{sys.stdout.fileno()}").read_bytes()
+    with log.open("ab", buffering=0) as stream:
+        stream.write(said)
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+
+
+def become_normal(cpus: Iterable[int], idle: bool) -> None:
+    """Take the launch's cores and the usual priority, every thread that a library has started included."""
+    for name in os.listdir("/proc/self/task"):  # noqa: PTH208
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(name), set(cpus))
+            if idle:
+                os.sched_setscheduler(int(name), os.SCHED_OTHER, os.sched_param(0))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
+
+
+def obstacle(differing: Iterable[str], late: Iterable[str]) -> str | None:
+    """Why a launch whose environment differs like this cannot go on here; None when it can."""
+    for name in sorted(differing):
+        if name in Noting.names:
+            return f"{name} was looked up or set while it imported, and the launch has another value"
+        if name != DEVICES and not name.startswith(tuple(late)):
+            return f"{name} is not what it imported with"
+    return "CUDA was initialised while it imported" if cuda_touched() else None
+
+
+def widen(threads: str | None) -> None:
+    """OpenBLAS counts the cores it sees when it is loaded, and believes no variable that names more."""
+    if threads is None:
+        return
+    maps = Path("/proc/self/maps").read_text().split("\n")
+    for path in {line.split(maxsplit=5)[5] for line in maps if "openblas" in line}:
+        library = ctypes.CDLL(path)
+        for name in ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads", "openblas_set_num_threads"):
+            if hasattr(library, name):
+                getattr(library, name)(int(threads))
+
+
+def cuda_touched() -> bool:
+    """Whether the CUDA driver was initialised in this process, after which it shows the GPUs that it was shown then."""
+    if "libcuda.so" not in Path("/proc/self/maps").read_text():
+        return False
+    count = ctypes.c_int()
+    return ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count)) not in CUDA_NOT_INITIALIZED
+
+
+def answer(orders: socket.socket, reason: str | None) -> None:
+    with orders, contextlib.suppress(OSError):
+        orders.sendall(json.dumps(reason).encode() + b"\n")
+
+
+def run(entry: Sequence[str], arguments: Sequence[str]) -> None:
+    if entry[0] == "-m":
+        sys.argv = ["-m", *arguments]
+        runpy.run_module(entry[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [entry[0], *arguments]
+        runpy.run_path(entry[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
