@@ -62,28 +62,33 @@ def plan(analysis: Analysis, spec: Finalists, first_number: int, seed: int) -> l
 def choose(analysis: Analysis, count: int) -> list[Candidate]:
     """The best of each objective and the knee first, then the front's other members, as many as asked.
 
-    Where all of them could fail the quality check, the last gives way to the best that cannot.
+    Where all of them could fail the quality check, `_with_fallbacks` adds what would win then.
     """
     members = [analysis.feasible[index].trial for index in analysis.noisy_front.members]
     if not members or not count:
         return []
     wanted = [analysis.best(name) for name in analysis.objective_names] + [analysis.knee(), *members]
     found = [analysis.candidate(trial) for trial in dict.fromkeys(wanted)][:count]
-    safe = None if any(_safe(analysis, one) for one in found) else _best_safe(analysis)
-    return found if safe is None or count < 2 else [*found[: count - 1], safe]
+    return _with_fallbacks(analysis, found, count) if analysis.quality.guard.asks else found
 
 
-def _safe(analysis: Analysis, one: Candidate) -> bool:
-    """Whether nothing in a candidate beside the default can change the model's answers."""
-    return one is not analysis.default_candidate and not analysis.quality.changes(one.records[0].configuration)
-
-
-def _best_safe(analysis: Analysis) -> Candidate | None:
-    """The best of them in the first objective."""
-    objective = analysis.study.objectives[0]
-    found = [one for one in analysis.feasible if _safe(analysis, one)]
+def _with_fallbacks(analysis: Analysis, found: list[Candidate], count: int) -> list[Candidate]:
+    """The best with other lossy values while there is room, and in the last place the best that has none."""
+    objective, changes = analysis.study.objectives[0], analysis.quality.changes
     sign = -1 if objective.direction == "maximize" else 1
-    return min(found, key=lambda one: sign * analysis.mean(one, objective), default=None)
+    known = [changes(one.records[0].configuration) for one in found if one is not analysis.default_candidate]
+    others = [one for one in analysis.feasible if one is not analysis.default_candidate]
+    added: list[Candidate] = []
+    for one in sorted(others, key=lambda one: sign * analysis.mean(one, objective)):
+        values = changes(one.records[0].configuration)
+        if {} not in known and values not in known:
+            known.append(values)
+            added.append(one)
+    if not added or count < 2:
+        return found
+    kept = found[: count - 1]
+    room = count - len(kept)
+    return [*kept, *(added if len(added) <= room else [*added[: room - 1], added[-1]])]
 
 
 def verdicts(analysis: Analysis, jobs: Sequence[TrialJob]) -> list[Verdict]:
