@@ -26,7 +26,7 @@ def tokenizer(texts):
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")
 
 
-def trained(texts, words, steps=250):
+def trained(texts, words, steps=120):
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
