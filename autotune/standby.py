@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,11 @@ class Standby:
     told: str | None = None
     """Why the launch does not run in it; None as long as nothing speaks against it."""
     used: bool = False
+    said: bytes = b""
+
+    def imported(self, timeout_s: float = 0.0) -> bool:
+        """Wait until it has imported everything; False when it has not within the time, or is gone."""
+        return self._line(timeout_s) is not None
 
     def fits(self, argv: Sequence[str]) -> bool:
         """Whether the command begins as this interpreter does, and it still waits."""
@@ -84,6 +90,7 @@ class Standby:
             "late": self.ahead.late,
         }
         _promote(self.process.pid, cores)
+        self.orders.settimeout(5.0)
         try:
             self.orders.sendall(json.dumps(order).encode() + b"\n")
         except OSError as error:
@@ -106,16 +113,22 @@ class Standby:
 
     def _answer(self) -> str | None:
         """What it said to the launch, which it says before it goes on."""
-        text = b""
-        self.orders.settimeout(5.0)
+        text = self._line(5.0, number=2)
+        answer: str | None = json.loads(text) if text is not None else "the interpreter that was to take it ended before it said so"
+        return answer
+
+    def _line(self, timeout_s: float, number: int = 1) -> bytes | None:
+        """One of the lines that it says, None when that has not come within the time."""
+        deadline = time.monotonic() + timeout_s
         with contextlib.suppress(OSError):
-            while not text.endswith(b"\n") and (part := self.orders.recv(1 << 16)):
-                text += part
-        try:
-            said: str | None = json.loads(text)
-        except ValueError:
-            return "the interpreter that was to take it ended before it said so"
-        return said
+            while self.said.count(b"\n") < number:
+                self.orders.settimeout(max(0.01, deadline - time.monotonic()))
+                part = self.orders.recv(1 << 16)
+                if not part:
+                    break
+                self.said += part
+        lines = self.said.split(b"\n")
+        return lines[number - 1] if len(lines) > number else None
 
 
 @contextlib.contextmanager

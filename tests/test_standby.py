@@ -182,6 +182,7 @@ def test_while_it_waits_it_is_out_of_the_way(tmp_path):
     with standby.held(ahead, env={}, scratch=tmp_path, tag=tag, cpus=[core], threads=1):
         pid = standby._held[tag].process.pid
         assert os.sched_getaffinity(pid) == {core}
+        assert standby._held[tag].imported(60)
         deadline = time.monotonic() + 30
         while may_return_from_idle() and os.sched_getscheduler(pid) != os.SCHED_IDLE:
             assert time.monotonic() < deadline

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from autotune import gpu, models, process, synthetic
 from autotune.engines import _flags, _logprobs
@@ -18,15 +18,17 @@ from autotune.engines._answers import Answers
 from autotune.engines._environment import interpreter
 from autotune.engines._server import Ask, Dialect, ServingSession
 from autotune.engines._sglang_cpu import cpu_support
-from autotune.engines.base import Context, Diagnosis, Engine, Flag, Identity, Launch, Serves, Session, Verdict
+from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Serves, Session, Verdict
 from autotune.errors import AutotuneError, MissingPrerequisite, Mistake, nearest
 from autotune.secrets import is_secret_name
+from autotune.standby import Ahead
 from autotune.trial import Configuration, Value
 
 __all__ = ["SglangEngine", "cpu_support", "engine"]
 
 PROBE = Path(__file__).with_name("_sglang_probe.py")
 _PROBE_TIMEOUT_S = 300.0
+_SERVER = ("-m", "sglang.launch_server")
 _INSTALL = "pip install sglang (without a GPU: make engine-sglang), or name the interpreter that has it as engine.python"
 _CPU_PINS: Mapping[str, Value] = {"chunked_prefill_size": 2048, "max_total_tokens": 65536}
 """On a CPU, unless the study says otherwise: SGLang would take both from the memory that happens to be free."""
@@ -40,8 +42,21 @@ _CACHES: Mapping[str, str] = {
 """Where SGLang and what it builds upon keep compiled kernels: below the store, shared between trials."""
 
 
+class SglangOptions(EngineOptions):
+    """The engine section of a study that tunes SGLang."""
+
+    standby: Literal["auto"] | bool = "auto"
+    """Have the next trial's interpreter import SGLang while the present trial is measured, on cores of its own; on GPUs only.
+
+    `auto` does so where a trial has eight cores or more; `true` also elsewhere, at idle priority, which disturbs what is measured.
+    """
+
+
 class SglangEngine(Engine):
     """The engine of kind `sglang`."""
+
+    Options = SglangOptions
+    options: SglangOptions
 
     kind: ClassVar[str] = "sglang"
     serves: ClassVar[Serves] = "http"
@@ -119,10 +134,10 @@ class SglangEngine(Engine):
         parameters = self.explicit(configuration, context.cache)
         port = process.free_port()
         base = {"host": "127.0.0.1", "port": port, "enable_metrics": True, "random_seed": context.seed % (1 << 31)}
-        entry = (str(cpu.LAUNCHER),) if self.on_cpu else ("-m", "sglang.launch_server")
+        entry = (str(cpu.LAUNCHER),) if self.on_cpu else _SERVER
         return Launch(
             argv=(self.python, *entry, *self._arguments({**base, **parameters}, context.cache)),
-            env={**self._surroundings(context), **self.options.env, **_flags.split(parameters)[1]},
+            env={**self._surroundings(context.cache, context.gpus), **self.options.env, **_flags.split(parameters)[1]},
             endpoint=f"http://127.0.0.1:{port}",
         )
 
@@ -175,14 +190,25 @@ class SglangEngine(Engine):
             return Verdict(refused=f"SGLang {self.identity().version} has no parameter {unknown!r}.{hint}")
         return Verdict(refused=args.out_of_range(values))
 
-    def _surroundings(self, context: Context) -> dict[str, str]:
+    def ahead(self, cache: Path) -> Ahead | None:
+        if not self.options.standby or self.on_cpu:
+            return None
+        return Ahead(
+            head=(self.python, *_SERVER),
+            modules=("sglang.srt.server_args", "sglang.srt.plugins", "sglang.srt.entrypoints.http_server"),
+            env={**self._surroundings(cache), **self.options.env},
+            late=("SGLANG_", "SGL_"),
+            insist=self.options.standby is True,
+        )
+
+    def _surroundings(self, cache: Path, gpus: Sequence[int] = ()) -> dict[str, str]:
         """Variables every trial gets: kernel caches shared between trials, its own GPUs, no network for local models."""
         # /health would generate a token at each call; plain, it answers 503 until the warm-up is done, then 200.
         env = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0", "PYTHONUNBUFFERED": "1", **self._offline()}
         if self.on_cpu:
             return {**env, **cpu.ENVIRONMENT}
-        caches = {name: str(context.cache / "sglang" / folder) for name, folder in _CACHES.items()}
-        return {**env, **caches, **gpu.visible(context.gpus)}
+        caches = {name: str(cache / "sglang" / folder) for name, folder in _CACHES.items()}
+        return {**env, **caches, **(gpu.visible(gpus) if gpus else {})}
 
     def _offline(self) -> dict[str, str]:
         local = synthetic.is_synthetic(self.options.model) or Path(self.options.model).expanduser().is_dir()

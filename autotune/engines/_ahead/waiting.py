@@ -3,9 +3,10 @@
     python waiting.py SCRIPT -- MODULE ...          later runs `python SCRIPT ...`
     python waiting.py -m PACKAGE -- MODULE ...      later runs `python -m PACKAGE ...`
 
-Standard input is a socket. One line of JSON comes over it, the launch: `argv` (the whole command), `arguments` (those for the
-script), `env`, `cwd`, `log`, `cpus`, `late`. One line goes back: `null` once the launch goes on in this interpreter, else why
-the command was started from its beginning instead, in this same process. When the socket is closed this process ends.
+Standard input is a socket. An empty line goes out over it when all is imported. One line of JSON comes in, the launch: `argv`
+(the whole command), `arguments` (those for the script), `env`, `cwd`, `log`, `cpus`, `late`. One line of JSON goes back: `null`
+once the launch goes on in this interpreter, else why the command was started from its beginning instead, in this same
+process. When the socket is closed this process ends.
 
 What was read at import cannot be changed afterwards, so every variable that Python code looks up meanwhile is noted. A
 launch whose environment differs in one of those, or in one whose name does not begin with one of `late` (native code reads
@@ -130,6 +131,8 @@ def import_all(entry: Sequence[str], modules: Iterable[str], threads: str | None
 
 
 def await_order(orders: socket.socket) -> dict[str, Any]:
+    with contextlib.suppress(OSError):
+        orders.sendall(b"\n")
     text = b""
     while not text.endswith(b"\n"):
         part = orders.recv(1 << 16)
