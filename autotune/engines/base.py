@@ -7,6 +7,7 @@ Call order within one trial, all of it inside `evaluate`:
     engine.open(launch, context)           starts it and returns a Session at once
       session.wait_ready()                 blocks until it serves (or trains); returns start-up facts
       ... the workload works on the session ...
+      session.answers(prompts)             only where a trial is measured again and its answers are compared
       session.stop()                       idempotent: ends the whole tree and proves that it is gone
     engine.diagnose(log, returncode)       only after a failure: the log's decisive lines → kind and advice
 
