@@ -132,11 +132,13 @@ class Standby:
 
 
 @contextlib.contextmanager
-def held(ahead: Ahead, *, env: Mapping[str, str], scratch: Path, tag: str, cpus: Sequence[int], threads: int) -> Iterator[None]:
-    """Have an interpreter waiting for the launch with this tag; on leaving, one that was not used is ended.
+def held(
+    ahead: Ahead, *, env: Mapping[str, str], scratch: Path, tag: str, cpus: Sequence[int], threads: int
+) -> Iterator[Standby | None]:
+    """Have an interpreter waiting for the launch with this tag, and give it; on leaving, one that was not used is ended.
 
-    `cpus` are the cores it imports on, `threads` the number of cores that the launch will have. One that cannot be started
-    is done without.
+    `cpus` are the cores it imports on, `threads` the number of cores that the launch will have. None is given when
+    none can be started.
     """
     ours, theirs = socket.socketpair()
     own = {"AUTOTUNE_PARENT": str(os.getpid()), "AUTOTUNE_THREADS": str(threads)}
@@ -153,7 +155,7 @@ def held(ahead: Ahead, *, env: Mapping[str, str], scratch: Path, tag: str, cpus:
         )
         _held[tag] = Standby(ahead, started, ours)
     try:
-        yield
+        yield _held.get(tag)
     finally:
         ours.close()
         if (left := _held.pop(tag, None)) is not None:

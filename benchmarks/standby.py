@@ -30,6 +30,7 @@ from autotune.trial import Configuration, Measured, TrialJob, TrialRecord
 PHASES = ("start.imports", "start.config", "start.engine", "start.workers", "start.load", "start.compile", "start.kv_cache",
           "start.graphs", "start.warm_up", "start.serve", "start", "measure", "stop")  # fmt: skip
 FIGURES = ("output_tokens_per_s", "ttft_ms.p50", "ttft_ms.p99", "tpot_ms.p50", "tpot_ms.p99", "itl_ms.p99", "e2e_ms.p99")
+TOTALS = ("start_s", "peak_memory_gib", "peak_gpu_memory_gib")
 WITHOUT, WITH = "without standby", "with standby"
 
 
@@ -109,6 +110,11 @@ def report(runs: Mapping[str, Sequence[TrialRecord]]) -> None:
     ]
     print("| the whole trial | " + " | ".join(_median(values) for values in every) + " |")
     print("\n| measured, mean and 95 % interval | " + " | ".join(runs) + " | difference |\n|---|" + "---:|" * (len(runs) + 1))
+    for figure in TOTALS:
+        totals = [[record.measurement.totals.get(figure) for record in records if record.measurement] for records in runs.values()]
+        known = [[value for value in values if value is not None] for values in totals]
+        if all(known):
+            print(f"| {figure} | " + " | ".join(_interval(values) for values in known) + f" | {_difference(*known)} |")
     for place in range(len(runs[WITHOUT][0].measurement.rows)):  # type: ignore[union-attr]
         level = " ".join(f"{name}={value}" for name, value in runs[WITHOUT][0].measurement.rows[place].level.items())  # type: ignore[union-attr]
         for figure in FIGURES:
@@ -131,9 +137,9 @@ def _median(values: Sequence[float | None]) -> str:
 
 def _interval(values: Sequence[float]) -> str:
     if len(values) < 2:
-        return f"{values[0]:.1f}"
+        return f"{values[0]:.2f}"
     half = t_quantile(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.1f} ± {half:.1f}"
+    return f"{statistics.mean(values):.2f} ± {half:.2f}"
 
 
 def _difference(before: Sequence[float], after: Sequence[float]) -> str:
@@ -143,10 +149,10 @@ def _difference(before: Sequence[float], after: Sequence[float]) -> str:
     parts = [statistics.variance(values) / len(values) for values in (before, after)]
     change, spread = statistics.mean(after) - statistics.mean(before), sum(parts)
     if not spread:
-        return f"{change:+.1f}"
+        return f"{change:+.2f}"
     degrees = spread**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (before, after), strict=True))
     half = t_quantile(0.975, degrees) * math.sqrt(spread)
-    return f"{change:+.1f} ± {half:.1f}, {'apart' if abs(change) > half else 'not apart'}"
+    return f"{change:+.2f} ± {half:.2f}, {'apart' if abs(change) > half else 'not apart'}"
 
 
 if __name__ == "__main__":

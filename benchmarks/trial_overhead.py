@@ -2,9 +2,11 @@
 
     python benchmarks/trial_overhead.py [--repeats 3] [--model synthetic:tiny] [--fixed '{"max_model_len": 1024}']
 
-Three ways to measure the same configuration at the same two load levels, in turns, on this machine:
+Four ways to measure the same configuration at the same two load levels, in turns, on this machine:
 
 - autotune: one launch for all levels, with the caches that trials share.
+- autotune, standby: as autotune, launched in an interpreter that has imported the engine. In a study it does so while the
+  trial before is measured; here nothing is measured then, and those seconds are nobody's.
 - one launch a level: as autotune, but each level gets a launch of its own.
 - cold launch a level: in addition nothing is shared, as with a fresh `vllm serve` for each level.
 
@@ -23,7 +25,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autotune import engines, workloads
+from autotune import engines, standby, workloads
 from autotune.engines.base import Context, Engine
 from autotune.evaluate import evaluate
 from autotune.process import make_tag
@@ -49,9 +51,9 @@ def workload(levels: Sequence[Mapping[str, int]]) -> Workload:
     return found(found.Options.model_validate(section))
 
 
-def trial(engine: Engine, load: Workload, store: Path, cache: Path, number: int) -> dict[str, float]:
-    """Seconds by phase of one launch."""
-    context = Context(
+def surroundings(store: Path, cache: Path, number: int) -> Context:
+    """What one launch may use."""
+    return Context(
         study="overhead",
         trial=number,
         tag=make_tag(store, "overhead", number),
@@ -59,6 +61,26 @@ def trial(engine: Engine, load: Workload, store: Path, cache: Path, number: int)
         scratch=store / f"scratch-{number}",
         cache=cache,
     )
+
+
+def trial_after_import(engine: Engine, load: Workload, store: Path, cache: Path, number: int) -> dict[str, float]:
+    """Seconds by phase of one launch in an interpreter that has imported the engine."""
+    context, ahead = surroundings(store, cache, number), engine.ahead(cache)
+    assert ahead is not None
+    env, cores = {"TMPDIR": str(context.scratch)}, len(os.sched_getaffinity(0))
+    with standby.held(ahead, env=env, scratch=context.scratch, tag=context.tag, cpus=(), threads=cores) as waiting:
+        assert waiting is not None and waiting.imported(300)
+        return launched(engine, load, context)
+
+
+def trial(engine: Engine, load: Workload, store: Path, cache: Path, number: int) -> dict[str, float]:
+    """Seconds by phase of one launch."""
+    return launched(engine, load, surroundings(store, cache, number))
+
+
+def launched(engine: Engine, load: Workload, context: Context) -> dict[str, float]:
+    """Seconds by phase of one launch with this context."""
+    number = context.trial
     job = TrialJob(number=number, configuration=Configuration(engine=engine.kind))
     for _ in range(ATTEMPTS):
         record = evaluate(job, engine, load, context, lambda label, share: None)
@@ -84,13 +106,22 @@ def main() -> None:
     engine = found(found.Options.model_validate({"kind": "vllm", "model": arguments.model, "fixed": arguments.fixed}))
     plain = found(found.Options.model_validate({"kind": "vllm", "model": arguments.model, "fixed": arguments.fixed, "fork": False}))
     identity = engine.identity()
-    runs: dict[str, list[dict[str, float]]] = {"autotune": [], "one launch a level": [], "cold launch a level": []}
+    ahead = found(
+        found.Options.model_validate({"kind": "vllm", "model": arguments.model, "fixed": arguments.fixed, "standby": True})
+    )
+    runs: dict[str, list[dict[str, float]]] = {
+        "autotune": [],
+        "autotune, standby": [],
+        "one launch a level": [],
+        "cold launch a level": [],
+    }
     with tempfile.TemporaryDirectory() as folder:
         store, shared, number = Path(folder), Path(folder) / "cache", 0
         trial(engine, workload(LEVELS), store, shared, number)  # fills the shared caches, as trial 0 of a study does
         for _ in range(arguments.repeats):
             number += 10
             runs["autotune"].append(trial(engine, workload(LEVELS), store, shared, number))
+            runs["autotune, standby"].append(trial_after_import(ahead, workload(LEVELS), store, shared, number + 9))
             each = [trial(engine, workload([level]), store, shared, number + 1 + index) for index, level in enumerate(LEVELS)]
             runs["one launch a level"].append(added(each))
             cold = [

@@ -26,6 +26,10 @@ def test_one_trial_on_sixteen_cores_has_its_parts_apart():
     pairs = Cores(1, [(one, one + 8) for one in range(8)], standby=True).take()
     assert (len(pairs.engine), len(pairs.client), len(pairs.standby)) == (10, 4, 2)
     assert Cores(1, [(one,) for one in range(16)]).take().standby == ()
+    computing = Cores(1, [(one,) for one in range(16)], computing=True).take()
+    assert (len(computing.engine), len(computing.client)) == (14, 2), "an engine that computes on cores keeps most of them"
+    large = Cores(1, [(one,) for one in range(128)], standby=True).take()
+    assert (len(large.engine), len(large.client), len(large.standby)) == (118, 8, 2)
 
 
 def test_a_small_machine_is_not_divided():
@@ -59,7 +63,7 @@ def test_a_trial_gets_the_cores_near_its_gpus():
 )
 def test_no_processor_is_two_trials_or_two_parts(count, slots, threads, standby, near):
     everything = [tuple(one + count * place for place in range(threads)) for one in range(count)]
-    cores = Cores(slots, everything, standby)
+    cores = Cores(slots, everything, standby=standby)
     shares = [cores.take(near) for _ in range(slots)]
     used = [processor for share in shares for part in (share.engine, share.client, share.standby) for processor in part]
     assert len(used) == len(set(used)) and set(used) <= flat(everything)
@@ -72,7 +76,7 @@ def test_no_processor_is_two_trials_or_two_parts(count, slots, threads, standby,
 
 
 def test_a_share_is_divided_completely():
-    share = divided(tuple((one,) for one in range(11)), alone=False, standby=True)
+    share = divided(tuple((one,) for one in range(11)), alone=False, standby=True, computing=False)
     assert sorted((*share.engine, *share.client, *share.standby)) == list(range(11))
 
 

@@ -33,8 +33,15 @@ _SERVER_MODULES = (
     "vllm.collect_env",
     "vllm.entrypoints.openai.api_server",
     "vllm.v1.engine.async_llm",
+    "vllm.model_executor.model_loader",
+    "vllm.entrypoints.generate.api_router",
+    "vllm.entrypoints.openai.chat_completion.serving",
+    "vllm.entrypoints.openai.responses.serving",
+    "vllm.entrypoints.serve.dev.server_info.api_router",
+    "model_hosting_container_standards.sagemaker",
+    "uvicorn.protocols.http.httptools_impl",
 )
-"""What the process that serves imports; what one version has not is passed over."""
+"""What the process that serves imports, of vLLM 0.26 to 0.32; what a version has not is passed over."""
 _CHILD_MODULES = (
     "vllm.v1.engine.core",
     "vllm.v1.executor.multiproc_executor",
@@ -224,11 +231,18 @@ class VllmEngine(Engine):
             return None
         return Ahead(
             head=(self.python, str(_SERVE)),
-            modules=(*_SERVER_MODULES, *(_CHILD_MODULES if self.options.fork else ())),
+            modules=(*_SERVER_MODULES, *self._child_modules),
             env={**self._surroundings(cache), **self.options.env},
             late=("VLLM_",),
             insist=self.options.standby is True,
         )
+
+    @property
+    def _child_modules(self) -> tuple[str, ...]:
+        """What is worth importing for processes that are to be forked."""
+        if not self.options.fork:
+            return ()
+        return (*_CHILD_MODULES, *(("vllm.v1.worker.cpu_worker",) if self.on_cpu else ()))
 
     def _surroundings(self, cache: Path, gpus: Sequence[int] = ()) -> dict[str, str]:
         """Variables every trial gets: compile caches shared between trials, nothing sent home, no network for local models."""

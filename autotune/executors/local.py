@@ -140,7 +140,7 @@ class LocalExecutor(Executor):
     @cached_property
     def _cores(self) -> Cores:
         """Divided once, so that trials compare: a GPU that is lost leaves its trials' cores idle."""
-        return Cores(self.capacity, standby=self._spares.wanted)
+        return Cores(self.capacity, standby=self._spares.wanted, computing=not self._leases.devices)
 
     def _try_to_start(self, job: TrialJob, gpus: tuple[int, ...]) -> None:
         share = self._cores.take({core for index in gpus for core in gpu.near_processors(index)})

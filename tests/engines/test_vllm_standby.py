@@ -55,8 +55,8 @@ def test_it_serves_in_it_as_it_does_without(tmp_path, monkeypatch):
     context = Context(study="test", trial=0, tag=tag, folder=tmp_path, scratch=scratch, cache=tmp_path / ".cache")
     ahead = one.ahead(context.cache)
     threads, core = len(os.sched_getaffinity(0)), min(os.sched_getaffinity(0))
-    with standby.held(ahead, env={}, scratch=scratch, tag=tag, cpus=[core], threads=threads):
-        assert standby._held[tag].imported(280)
+    with standby.held(ahead, env={}, scratch=scratch, tag=tag, cpus=[core], threads=threads) as waiting:
+        assert waiting is not None and waiting.imported(280)
         adopted, log = served(one, context, 1)
     plain, _ = served(one, context, 2)
     assert adopted["standby"] is True, adopted

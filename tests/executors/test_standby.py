@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from autotune import executors, proc, process
+from autotune.cores import Share
 from autotune.executors.base import Site
 from autotune.trial import FailureKind, Measured
 
@@ -96,6 +97,34 @@ def test_what_waits_belongs_to_no_running_trial(executor, tmp_path):
     assert {proc.parse_tag(proc.tag_of(pid)).trial for pid in process.tagged(tag)} == {"standby-1"}
 
 
+class Apart:
+    """Gives every trial the same share."""
+
+    def __init__(self, share):
+        self.share = share
+
+    def take(self, near):
+        return self.share
+
+    def give_back(self, share):
+        assert share is self.share
+
+
+def test_engine_clients_and_what_waits_run_on_cores_of_their_own(tmp_path):
+    cores = sorted(os.sched_getaffinity(0))
+    first, last = cores[0], cores[-1]
+    on = lambda pid: os.sched_getaffinity(pid)  # noqa: E731
+    with executors.make("local", site(tmp_path)) as executor:
+        vars(executor)["_cores"] = Apart(Share(engine=(last,), client=(first,), standby=(first,)))
+        run(executor, 0)
+        worker, interpreter = waiting(executor)
+        assert on(interpreter) == {first} and on(worker) == set(cores)
+        executor.submit(job(1, start_s=30))
+        wait_for(lambda: on(interpreter) == {last} and on(worker) == {first})
+        child = wait_for(lambda: [one.pid for one in proc.table().values() if one.ppid == interpreter])[0]
+        assert on(child) == {last}
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_one_that_is_killed_while_it_waits_costs_nothing(executor, tmp_path, which):
     run(executor, 0)
@@ -168,3 +197,4 @@ def test_a_killed_driver_leaves_nothing_that_waits(tmp_path, number):
         driver.wait()
     wait_for(lambda: not leftovers(tmp_path), 30)
     process.reap(tmp_path)
+    assert not list(process.scratch_root().parent.glob(f"autotune-*-{driver.pid}-*"))
