@@ -71,13 +71,14 @@ def of_sglang(endpoint: str, model: str, prompt: str) -> Answer:
     told = _post(f"{endpoint}/generate", asked)["meta_info"]
     places: list[Sequence[Any]] = told["input_token_logprobs"]
     tops: list[Sequence[Sequence[Any]]] = told["input_top_logprobs"]
-    likeliest = [{int(entry[1]): float(entry[0]) for entry in place} for place in told["output_top_logprobs"]]
-    chosen = [int(entry[1]) for entry in told["output_token_logprobs"]]
+    chosen: list[Sequence[Any]] = told["output_token_logprobs"]
+    others: list[Sequence[Sequence[Any]]] = told["output_top_logprobs"]
+    likeliest = [{int(entry[1]): float(entry[0]) for entry in (*place, own)} for place, own in zip(others, chosen, strict=True)]
     return Answer(
         tokens=digest_of([int(entry[1]) for entry in places]),
         read=tuple(_short(entry[0]) for entry in places[1:]),
         top=tuple(int(max(place, key=lambda entry: float(entry[0]))[1]) for place in tops[1:]),
-        written=tuple(_ordered(token, place) for token, place in zip(chosen, likeliest, strict=True)),
+        written=tuple(_ordered(int(own[1]), place) for own, place in zip(chosen, likeliest, strict=True)),
     )
 
 

@@ -145,10 +145,10 @@ def answers(tmp_path, monkeypatch):
 def test_vllm_tells_a_smaller_type_from_spoilt_weights(answers, trained):
     fixed = {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "max_model_len": 512}
     options = {"fixed": fixed, "fork": True}
-    reference, again = answers("vllm", trained["real"], {}, times=2, **options)
+    reference, again = answers("vllm", trained["real"], {"dtype": "float32"}, times=2, **options)
     assert drift(again, reference).nats < 0.001
     (coarse,) = answers("vllm", trained["real"], {"dtype": "bfloat16"}, **options)
-    (spoilt,) = answers("vllm", trained["spoilt"], {}, **options)
+    (spoilt,) = answers("vllm", trained["spoilt"], {"dtype": "float32"}, **options)
     assert 0.001 < drift(coarse, reference).nats < 0.1 < drift(spoilt, reference).nats
     assert drift(coarse, reference).agreement > drift(spoilt, reference).agreement
 
@@ -158,8 +158,8 @@ def test_vllm_tells_a_smaller_type_from_spoilt_weights(answers, trained):
 def test_sglang_tells_a_smaller_type_from_spoilt_weights(answers, trained):
     fixed = {"max_total_tokens": 4096, "context_length": 512, "max_running_requests": 4}
     options = {"fixed": fixed, "python": SGLANG, "env": {"OMP_NUM_THREADS": "1"}}
-    reference, again = answers("sglang", trained["real"], {}, times=2, **options)
+    reference, again = answers("sglang", trained["real"], {"dtype": "float32"}, times=2, **options)
     assert drift(again, reference).nats < 0.001
     (coarse,) = answers("sglang", trained["real"], {"dtype": "bfloat16"}, **options)
-    (spoilt,) = answers("sglang", trained["spoilt"], {}, **options)
+    (spoilt,) = answers("sglang", trained["spoilt"], {"dtype": "float32"}, **options)
     assert 0.001 < drift(coarse, reference).nats < 0.1 < drift(spoilt, reference).nats
