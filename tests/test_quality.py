@@ -9,9 +9,9 @@ from hypothesis import given as drawn
 from hypothesis import strategies as some
 
 from autotune import answers, quality, results, tables
+from autotune import export as exports
 from autotune.answers import Answer, drift
 from autotune.errors import AutotuneError, InvalidInput
-from autotune.export import export
 from autotune.finalists import choose, verdicts
 from autotune.ledger import Note
 from autotune.quality import QUALITY, Guard, Watched
@@ -130,7 +130,7 @@ def test_a_lossy_winner_that_drifts_is_no_candidate_nor_is_what_shares_its_value
     jobs = [TrialJob(number=one.number, configuration=one.configuration, origin=one.origin) for one in found.records[4:]]
     assert {verdict.trial for verdict in verdicts(found, jobs)} == {3}
     with pytest.raises(AutotuneError, match=r"Trial 1 is not exported\. Quality: kv_cache_dtype=fp8"):
-        export(found, "shell", store=tmp_path, trial=1)
+        exports.export(found, "shell", store=tmp_path, trial=1)
 
 
 def test_a_harmless_value_of_a_lossy_parameter_is_not_watched(study):
@@ -158,6 +158,7 @@ def test_what_was_not_compared_is_named_as_unchecked_and_why(study, how, why):
     check = found.quality.check(found.record(1).configuration)
     assert check.answer == "not checked" and why in check.why
     assert 1 in found.membership, "nothing is known against it"
+    assert exports._cautions(found, found.candidate(1)) == (str(check),), "its files say so"
     assert any("was not checked" in line and why in line for line in tables.gain_lines(found))
 
 
