@@ -167,8 +167,8 @@ def ceiling(metric: str, level: Level, rows: Sequence[Row]) -> float | None:
 
 
 def decisive_first(levels: Sequence[Level], objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> tuple[int, ...]:
-    """The order in which levels tell soonest that a trial is hopeless: those that an objective names; where the best of all
-    levels counts, those with the highest ceiling; those that a constraint names; otherwise as given.
+    """The order in which levels tell soonest that a trial is hopeless: those that a constraint names, for one of them is
+    enough; those that an objective names; where the best of all levels counts, those with the highest ceiling; else as given.
 
     An empty level is a climb's, which finds its own rates.
     """
@@ -177,15 +177,15 @@ def decisive_first(levels: Sequence[Level], objectives: Sequence[Objective], con
         for one in objectives
     )
 
-    def weight(index: int) -> tuple[int, float, int]:
+    def weight(index: int) -> tuple[int, int, float]:
         level = levels[index]
         if not level:
-            return -sum(one.selector.metric.startswith("slo_") for one in objectives), 0.0, 0
+            return 0, -sum(one.selector.metric.startswith("slo_") for one in objectives), 0.0
         wanted = sum(one.selector.key is not None and _meant(one.selector, level) for one in objectives)
         bounded = sum(one.selector.key is not None and _meant(one.selector, level) for one in constraints)
         rate = level.get("request_rate")
         highest = float(rate) if isinstance(rate, int | float) else math.inf
-        return -wanted, -highest if best_of_all else 0.0, -bounded
+        return -bounded, -wanted, -highest if best_of_all else 0.0
 
     return tuple(sorted(range(len(levels)), key=weight))
 

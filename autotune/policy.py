@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import numpy as np
-
 from autotune import gpu, models
 from autotune.errors import AutotuneError
 from autotune.feasibility.ladder import Known, Ladder
@@ -14,7 +12,7 @@ from autotune.plan import Plan
 from autotune.score import Objective, score
 from autotune.search import warm_start
 from autotune.search.driver import Driver, First, Prior
-from autotune.search.prior import Roofline, agreement, pick
+from autotune.search.prior import Begun, Roofline, agreement, pick
 from autotune.trial import Configuration, Origin, TrialFailed, TrialRecord
 
 FIRST = "first"
@@ -105,8 +103,8 @@ def prior(plan: Plan) -> Prior | None:
         roofline = known.get(configuration.engine)
         return roofline.predict(configuration) if roofline else {}
 
-    def choose(pool: Sequence[Configuration], random: np.random.Generator) -> int | None:
-        return pick(predict, plan.study.objectives, pool, random)
+    def choose(pool: Sequence[Configuration], begun: Sequence[Begun]) -> int | None:
+        return pick(predict, plan.study.objectives, pool, begun)
 
     return choose
 

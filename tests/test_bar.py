@@ -186,7 +186,7 @@ def test_the_levels_that_goals_name_run_first_however_they_are_given(order):
     levels = [({"request_rate": 10}, {"request_rate": 30}, {"request_rate": 60}, {"concurrency": 512})[index] for index in order]
     chosen = decisive_first(levels, (goal(MOST), goal(PEAK, "minimize")), (Constraint.parse(SLO),))
     assert sorted(chosen) == [0, 1, 2, 3]
-    assert [levels[index] for index in chosen[:2]] == [{"concurrency": 512}, {"request_rate": 30}]
+    assert [levels[index] for index in chosen[:2]] == [{"request_rate": 30}, {"concurrency": 512}]
 
 
 def test_a_level_without_a_ceiling_runs_before_rates_and_a_climb_where_it_is_the_goal():

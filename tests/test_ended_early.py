@@ -76,7 +76,7 @@ def test_the_plan_says_so_and_runs_what_the_goals_name_first(tmp_path):
     plan = planned(tmp_path, "probe_s: 5")
     said = preview.preview(plan).ends_early
     assert "a first pass of 5 s" in said and "95%" in said
-    assert plan.workload.levels()[:2] == ({"concurrency": 512}, {"request_rate": 30})
+    assert plan.workload.levels()[:2] == ({"request_rate": 30}, {"concurrency": 512})
 
 
 @pytest.mark.parametrize("extra", ["startup_trials: 10", "startup_trials: 10, probe_s: 5"])

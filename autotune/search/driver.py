@@ -18,6 +18,7 @@ from autotune.feasibility.cut import Cut
 from autotune.score import Direction, Reached, Score
 from autotune.search import grid, samplers
 from autotune.search.history import History, Told
+from autotune.search.prior import Begun
 from autotune.search.staged import Stages
 from autotune.space import Point, Space
 from autotune.study import Search
@@ -28,12 +29,14 @@ REASKS = 4
 RANDOM_REASKS = 200
 AUDIT_SHARE = 0.05
 """Share of cuts by the memory bound that are run to check the bound."""
-PRIOR_POOL = 64
+PRIOR_POOL = 128
 """Random candidates among which the prior picks one; every third trial of the random start stays without it."""
+PRIOR_MEMORY = 64
+"""The latest trials that the prior is told of."""
 
 Feasible = Callable[[Configuration], Cut | None]
-Prior = Callable[[Sequence[Configuration], np.random.Generator], int | None]
-"""Which of a few random candidates is the most promising before much was measured; None when it cannot say."""
+Prior = Callable[[Sequence[Configuration], Sequence[Begun]], int | None]
+"""Which of a few random candidates is the most promising beside what was begun already; None when it cannot say."""
 
 
 class First(Frozen):
@@ -89,6 +92,7 @@ class Driver:
         self._prior = prior
         self._history = History(space, directions, constraints)
         self._numbers: dict[str, int] = {}
+        self._begun: dict[int, Begun] = {}
         self._told: set[int] = set()
         self._cut: set[str] = set()
         self._next = 0
@@ -118,6 +122,7 @@ class Driver:
     def begin(self, number: int, configuration: Configuration, point: Mapping[str, Scalar]) -> None:
         """Count a trial as running, so that nothing near it is proposed. `ask` does so itself; a resume has to."""
         self._next = max(self._next, number + 1)
+        self._begun[number] = Begun(configuration)
         self._numbers.setdefault(configuration.digest, number)
         entry = self._entry(number, point)
         if entry is not None:
@@ -137,6 +142,8 @@ class Driver:
         """
         self._history.running.pop(record.number, None)
         self._next = max(self._next, record.number + 1)
+        found = score.as_score if isinstance(score, Reached) else score
+        self._begun[record.number] = Begun(record.configuration, found.values if found else None)
         self._learn(record)
         if record.origin in (Origin.FINALIST, Origin.BASELINE) or record.number in self._told:
             return
@@ -259,7 +266,8 @@ class Driver:
         random = self._random(number, "prior")
         pool = [grid.draw(self.space, random) for _ in range(PRIOR_POOL)]
         allowed = [point for point in pool if self._feasible(self.space.decode(point)) is None] or pool
-        return allowed[self._prior([self.space.decode(point) for point in allowed], random) or 0]
+        begun = [self._begun[one] for one in sorted(self._begun)[-PRIOR_MEMORY:] if one < number]
+        return allowed[self._prior([self.space.decode(point) for point in allowed], begun) or 0]
 
     def _seed(self, *parts: Scalar) -> int:
         text = ":".join(map(str, (self.search.seed, *parts)))

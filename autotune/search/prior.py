@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from autotune import pareto
 from autotune.feasibility.memory import MemoryModel
 from autotune.score import Objective
 from autotune.trial import Configuration, Value
@@ -32,6 +34,8 @@ CARDS: Mapping[str, tuple[float, float]] = {
 BANDWIDTH_REACHED = 0.8
 FLOPS_REACHED = 0.6
 """Shares of the data sheet that real kernels reach; they shift all predictions alike and so do not change the order much."""
+ENOUGH = 4
+"""Measured trials from which the predictions are held against what came out."""
 EAGER_STEP_S = 0.004
 """Added to each step without CUDA graphs: the launches of some 300 kernels."""
 
@@ -91,24 +95,51 @@ class Roofline:
 Predict = Callable[[Configuration], Mapping[str, float]]
 
 
-def pick(
-    predict: Predict, objectives: Sequence[Objective], pool: Sequence[Configuration], random: np.random.Generator
-) -> int | None:
-    """Which of a pool the predictions like best under randomly weighted objectives; None when they cannot say.
+class Begun(NamedTuple):
+    """A trial that was begun, and the objectives' values where it was measured."""
 
-    Random weights spread the picks along the predicted front instead of crowding one end of it.
+    configuration: Configuration
+    values: tuple[float, ...] | None = None
+
+
+def pick(predict: Predict, objectives: Sequence[Objective], pool: Sequence[Configuration], begun: Sequence[Begun]) -> int | None:
+    """Which of a pool is predicted to add most hypervolume to what was begun; None when the predictions cannot say, or were
+    contradicted by what was measured.
+
+    So the picks spread along the predicted front, its middle first. Where none adds anything, the one that holds most.
     """
     told = [predict(configuration) for configuration in pool]
     known = [objective for objective in objectives if all(_base(objective) in one for one in told if one)]
     if not known or not any(told):
         return None
-    weights = random.dirichlet(np.ones(len(known)))
-    total = np.zeros(len(pool))
-    for weight, objective in zip(weights, known, strict=True):
-        sign = 1.0 if objective.direction == "maximize" else -1.0
-        values = np.array([sign * one[_base(objective)] if one else -np.inf for one in told])
-        total += weight * np.argsort(np.argsort(values))
-    return int(np.argmax(np.where([bool(one) for one in told], total, -np.inf)))
+    seen = [(one, trial.values) for trial in begun if (one := predict(trial.configuration))]
+    if _contradicted(objectives, [(one, values) for one, values in seen if values is not None]):
+        return None
+    directions = [objective.direction for objective in known]
+    points = [(index, tuple(one[_base(each)] for each in known)) for index, one in enumerate(told) if one]
+    before = [tuple(one[_base(each)] for each in known) for one, _ in seen]
+    reference = pareto.nadir_reference([*(point for _, point in points), *before], directions)
+    best = [points[place] for place in pareto.front([point for _, point in points], directions)]
+    covered = [before[place] for place in pareto.front(before, directions)]
+
+    def gains(front: Sequence[tuple[float, ...]]) -> list[float]:
+        held = pareto.hypervolume(front, directions, reference)
+        return [pareto.hypervolume([*front, point], directions, reference) - held for _, point in best]
+
+    added = gains(covered)
+    chosen = added if max(added) > 0 else gains([])
+    return best[int(np.argmax(chosen))][0]
+
+
+def _contradicted(objectives: Sequence[Objective], told: Sequence[tuple[Mapping[str, float], tuple[float, ...]]]) -> bool:
+    """Whether the predictions rank the measured trials the wrong way round in some objective."""
+    if len(told) < ENOUGH:
+        return False
+    pairs = [
+        (place, _base(objective)) for place, objective in enumerate(objectives) if all(_base(objective) in one for one, _ in told)
+    ]
+    found = [agreement([one[name] for one, _ in told], [values[place] for _, values in told]) for place, name in pairs]
+    return any(one is not None and one < 0 for one in found)
 
 
 def agreement(predicted: Sequence[float], measured: Sequence[float]) -> float | None:

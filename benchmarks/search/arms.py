@@ -74,7 +74,7 @@ class Ours(Arm):
             resolved={"recorded": resolved},
             feasible=rungs.feasible,
             learn=rungs.learn,
-            prior=(lambda pool, random: pick(self.roofline.predict, task.objectives, pool, random)) if prior else None,
+            prior=(lambda pool, begun: pick(self.roofline.predict, task.objectives, pool, begun)) if prior else None,
         )
         self.proposal: Proposal | None = None
         self.task, self.early = task, early

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from autotune.engines._recorded.recording import load
 from autotune.score import Objective, Selector
-from autotune.search.prior import Roofline, agreement, pick
+from autotune.search.prior import Begun, Roofline, agreement, pick
 from autotune.trial import Configuration
 from autotune.workloads.base import RequestShape
 
@@ -38,11 +37,50 @@ def test_picks_follow_the_objectives():
     pool = [configuration(max_num_seqs=seqs, gpu_memory_utilization=0.9) for seqs in (8, 512, 64)]
     fast = Objective(selector=Selector.parse("output_tokens_per_s"), direction="maximize")
     calm = Objective(selector=Selector.parse("tpot_ms.p99"), direction="minimize")
-    random = np.random.default_rng(0)
-    assert pick(roofline("chat", 512).predict, [fast], pool, random) == 1
-    assert pick(roofline("chat", 512).predict, [calm], pool, random) == 0
+    assert pick(roofline("chat", 512).predict, [fast], pool, []) == 1
+    assert pick(roofline("chat", 512).predict, [calm], pool, []) == 0
     unknown = Objective(selector=Selector.parse("reward"), direction="maximize")
-    assert pick(roofline("chat", 512).predict, [unknown], pool, random) is None
+    assert pick(roofline("chat", 512).predict, [unknown], pool, []) is None
+
+
+def test_picks_spread_along_the_predicted_front():
+    """Each adds most to those before it; where nothing is left to add, the one that holds most is picked again."""
+    said = {8: (800.0, 10.0), 64: (900.0, 50.0), 128: (100.0, 5.0), 256: (850.0, 60.0)}
+
+    def predict(one):
+        tokens, peak = said[one.values["max_num_seqs"]]
+        return {"output_tokens_per_s": tokens, "peak_gpu_memory_gib": peak}
+
+    goals = [
+        Objective(selector=Selector.parse("output_tokens_per_s"), direction="maximize"),
+        Objective(selector=Selector.parse("peak_gpu_memory_gib"), direction="minimize"),
+    ]
+    pool, begun = [configuration(max_num_seqs=seqs) for seqs in said], []
+    for expected in (8, 64, 128, 8):
+        chosen = pick(predict, goals, pool, begun)
+        assert pool[chosen].values["max_num_seqs"] == expected
+        begun.append(Begun(pool[chosen]))
+
+
+def test_predictions_that_the_measurements_contradict_pick_nothing():
+    def predict(one):
+        return {"output_tokens_per_s": float(one.values["max_num_seqs"])}
+
+    goal = [Objective(selector=Selector.parse("output_tokens_per_s"), direction="maximize")]
+    pool = [configuration(max_num_seqs=seqs) for seqs in (8, 16)]
+    right = [Begun(configuration(max_num_seqs=seqs), (float(seqs),)) for seqs in (8, 16, 32, 64)]
+    wrong = [Begun(configuration(max_num_seqs=seqs), (1.0 / seqs,)) for seqs in (8, 16, 32, 64)]
+    assert pick(predict, goal, pool, right) == 1
+    assert pick(predict, goal, pool, wrong[:3]) == 1
+    assert pick(predict, goal, pool, wrong) is None
+    assert pick(predict, goal, pool, [Begun(one.configuration) for one in wrong]) == 1
+
+
+def test_what_the_roofline_says_cannot_start_is_not_picked():
+    memory = Objective(selector=Selector.parse("peak_gpu_memory_gib"), direction="minimize")
+    pool = [configuration(gpu_memory_utilization=0.1), configuration(gpu_memory_utilization=0.5)]
+    assert pick(roofline("chat", 512).predict, [memory], pool, [Begun(one) for one in pool]) == 1
+    assert pick(roofline("chat", 512).predict, [memory], pool[:1], []) is None
 
 
 def test_agreement_needs_three_pairs_and_spread():
