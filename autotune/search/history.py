@@ -5,8 +5,8 @@ without values, with every constraint violated by the most seen so far, 0.3 at l
 given the worst values seen instead, here and nowhere else. A machine's fault is not told: it says nothing about the
 configuration.
 
-A trial that was ended early is told where it stood: as a measured one when every objective was measured, else without
-values and with the constraints as far as they are known, which ranks it below every feasible trial and above a crash.
+A trial that was ended early is told as far as it got, with the constraint `feasible` broken by a little: what it showed is
+no result, and may look better than it would have become. So it ranks below every feasible trial and above a crash.
 
 A sampler's cost grows with what it sees, so it sees at most the front, the latest measured trials and the latest
 violations, each up to a limit. Below those limits it sees everything.
@@ -31,7 +31,7 @@ FEASIBLE = "feasible"
 """The constraint every trial has: -1 for one that was measured, +1 for one that failed or was cut."""
 WORST_AT_LEAST = 0.3
 SHORT = 0.1
-"""The constraint `feasible` of a trial that was ended before every objective was measured."""
+"""The constraint `feasible` of a trial that was ended early."""
 FRONT_LIMIT = 64
 MEASURED_LIMIT = 128
 VIOLATED_LIMIT = 64
@@ -141,7 +141,8 @@ class History:
         if entry.score is None:
             return self._frozen_failure(entry, impute)
         if entry not in self._cache:
-            named = {FEASIBLE: -1.0, **dict(zip(self.constraints, entry.score.violations, strict=True))}
+            sound = -1.0 if entry.reached is None else SHORT
+            named = {FEASIBLE: sound, **dict(zip(self.constraints, entry.score.violations, strict=True))}
             self._cache[entry] = told(entry.point, entry.distributions, TrialState.COMPLETE, entry.score.values, named)
         return self._cache[entry]
 

@@ -157,6 +157,7 @@ def arms(slow: bool) -> dict[str, Callable[[Task, int], Arm]]:
         "ours, every launch to its end": lambda task, seed: Ours(task, seed, early=False),
         "ours, with a probe of 5 s": lambda task, seed: Ours(task, seed, probe_s=5),
         "ours, no prior": lambda task, seed: Ours(task, seed, prior=False),
+        "ours, no prior, every launch to its end": lambda task, seed: Ours(task, seed, prior=False, early=False),
         "ours, no prior, no memory bound": lambda task, seed: Ours(task, seed, prior=False, ladder=False),
         "staged, one parameter after the other": lambda task, seed: Ours(task, seed, prior=False, strategy="staged"),
         "Optuna TPE": lambda task, seed: Plain(task, optuna.samplers.TPESampler(seed=seed)),

@@ -8,7 +8,7 @@ from recorded_study import CONSTRAINTS, OBJECTIVES, driver, space
 
 from autotune.score import Reached, Score, reached
 from autotune.search import grid
-from autotune.search.history import FEASIBLE, History
+from autotune.search.history import FEASIBLE, SHORT, History
 from autotune.study import Search
 from autotune.trial import Failed, FailureKind, Measurement, Phase, Row, TrialRecord
 
@@ -33,7 +33,7 @@ def history():
 def test_a_trial_with_every_objective_known_is_told_where_it_stood(history):
     stood = history.trials(impute=False)[1]
     assert stood.state is TrialState.COMPLETE and stood.values == [900.0, 70.0]
-    assert stood.constraints == {FEASIBLE: -1.0, SLO: 0.0}
+    assert stood.constraints == {FEASIBLE: SHORT, SLO: 0.0}
 
 
 def test_it_never_becomes_the_winner():
@@ -43,9 +43,10 @@ def test_it_never_becomes_the_winner():
     assert found.winner() is None
 
 
-def test_one_that_broke_a_constraint_ranks_between_the_measured_and_the_crashed(history):
-    measured, _, broke, crashed = (sum(max(0.0, v) for v in trial.constraints.values()) for trial in history.trials(impute=False))
-    assert measured == 0 < broke < crashed
+def test_it_ranks_between_the_measured_and_the_crashed_and_lower_when_it_broke_a_constraint(history):
+    ranks = [sum(max(0.0, one) for one in trial.constraints.values()) for trial in history.trials(impute=False)]
+    measured, stood, broke, crashed = ranks
+    assert measured == 0 < stood < broke < crashed
 
 
 def test_samplers_that_need_values_get_no_invented_ones_for_it(history):

@@ -218,6 +218,7 @@ def test_slower_than_a_rival_of_the_same_study(run):
     assert len(run(Played([[step(n, step_s=1.0) for n in range(1, 9)]]), trial=1, **bounds).rows) == 5
     failed = failure(run, Played([[step(n, step_s=9.0) for n in range(1, 9)]]), trial=2, **bounds)
     assert "a rival made 8" in failed.evidence[0] and len(failed.partial.rows) == 3
+    assert failed.kind is FailureKind.ENDED_EARLY, "the run itself did nothing wrong"
 
 
 def test_a_repeated_configuration_is_never_cut_for_its_rivals(run):
