@@ -35,7 +35,8 @@ _GENERAL: dict[FailureKind, str] = {
         "bottleneck, give it more cores or processes."
     ),
     FailureKind.ENDED_EARLY: (
-        "Nothing: the search avoids its like. To measure it in full, name it in first_trials, or set search.early_exit to false."
+        "Nothing: the search avoids its like. A new study measures it in full when its first_trials name it, or with "
+        "search.early_exit: false."
     ),
     FailureKind.MACHINE_FAULT: (
         "This was not the configuration's fault: it is tried once more; if it comes back, look at the machine (memory, disk, "

@@ -20,7 +20,7 @@ from autotune.score import Objective, Score, Selector, score, unsteady, value_of
 from autotune.secrets import redact
 from autotune.stats import Interval
 from autotune.study import Study
-from autotune.trial import CLIENT_LATE, Configuration, Failed, Measured, Origin, TrialFailed, TrialRecord
+from autotune.trial import CLIENT_LATE, Configuration, Failed, FailureKind, Measured, Origin, TrialFailed, TrialRecord
 from autotune.validation import sentence
 
 
@@ -292,7 +292,7 @@ def _value(record: TrialRecord, objective: Objective) -> float | None:
 def _own_fault(record: TrialRecord) -> bool:
     """Whether a run without a score failed, or served a level invalidly, for a reason that is the configuration's own."""
     if isinstance(record.outcome, Failed):
-        return record.outcome.kind.deterministic
+        return record.outcome.kind.deterministic and record.outcome.kind is not FailureKind.ENDED_EARLY
     return any(row.invalid is not None and CLIENT_LATE not in row.invalid for row in record.outcome.measurement.rows)
 
 

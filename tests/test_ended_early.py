@@ -7,6 +7,7 @@ import pytest
 from autotune import plan as plans
 from autotune import policy, preview, run
 from autotune.agenda import Agenda
+from autotune.analysis import Analysis
 from autotune.engines.base import Context
 from autotune.executors.base import Site
 from autotune.ledger import Ledger, read
@@ -106,6 +107,23 @@ def test_the_ledger_restores_a_search_with_ended_trials(tmp_path):
         first, second = (Agenda(plan, ledger, policy.driver(plan, ledger, True, print), print) for _ in range(2))
     assert first.standings.bar() == second.standings.bar()
     assert first.driver.ask() == second.driver.ask()
+
+
+def test_an_ended_run_says_nothing_against_a_configuration_that_was_measured(tmp_path):
+    rows = (
+        Row(level={"concurrency": 512}, metrics={"output_tokens_per_s": 5000.0}),
+        Row(level={"request_rate": 30}, metrics={"ttft_ms.p99": 60.0}),
+    )
+    outcomes = (
+        Measured(measurement=Measurement(rows=rows, totals={"peak_gpu_memory_gib": 60.0})),
+        Failed(kind=FailureKind.ENDED_EARLY, phase="measure"),
+    )
+    configuration = Configuration(engine="recorded", values={"max_num_seqs": 64})
+    records = [
+        TrialRecord(number=number, configuration=configuration, origin=Origin.SEARCH, outcome=outcome)
+        for number, outcome in enumerate(outcomes)
+    ]
+    assert [one.feasible for one in Analysis(planned(tmp_path).study, tuple(records)).candidates] == [True]
 
 
 def test_an_ended_trial_still_says_what_memory_its_engine_had(tmp_path):
