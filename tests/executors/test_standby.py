@@ -1,5 +1,6 @@
 """Trials whose interpreter has imported while the trial before was measured, and what strikes it."""
 
+import dataclasses
 import importlib
 import os
 import signal
@@ -95,6 +96,17 @@ def test_what_waits_belongs_to_no_running_trial(executor, tmp_path):
     wait_for(lambda: len(process.tagged(tag)) > 1)
     assert pids[1] in process.tagged(tag)
     assert {proc.parse_tag(proc.tag_of(pid)).trial for pid in process.tagged(tag)} == {"standby-1"}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_without_cores_of_its_own_only_a_study_that_insists_gets_one(tmp_path, monkeypatch, own):
+    ahead = fake.FakeEngine.ahead
+    monkeypatch.setattr(fake.FakeEngine, "ahead", lambda self, cache: dataclasses.replace(ahead(self, cache), insist=False))
+    core = min(os.sched_getaffinity(0))
+    with executors.make("local", site(tmp_path)) as executor:
+        vars(executor)["_cores"] = Apart(Share(standby=(core,) if own else ()))
+        run(executor, 0)
+        assert ("standby" in start_of(run(executor, 1))) == own
 
 
 class Apart:
