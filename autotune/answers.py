@@ -88,8 +88,10 @@ def prompts(path: Path | None) -> tuple[str, ...]:
     place = "quality.prompts"
     try:
         lines = (path or SHIPPED).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput([Mistake(place, f"The prompts cannot be read: {error}.")]) from None
+    except OSError as error:
+        raise InvalidInput([Mistake(place, f"The prompts in {path} cannot be read: {error.strerror}.")]) from None
+    except UnicodeDecodeError:
+        raise InvalidInput([Mistake(place, f"The prompts in {path} cannot be read: it is not a UTF-8 text.")]) from None
     found = [(number, _prompt(line)) for number, line in enumerate(lines, start=1) if line.strip()]
     for number, text in found:
         if text is None:

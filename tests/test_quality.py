@@ -201,7 +201,7 @@ def test_the_shipped_prompts_are_two_dozen_different_texts():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "cannot be read"),
+        (None, "cannot be read: No such file"),
         ("", "There are 0 prompts"),
         ('{"prompt": "a"}\n{"text": "b"}\n', "Line 2"),
         ("[", "Line 1"),
