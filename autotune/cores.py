@@ -37,36 +37,43 @@ class Share:
     """The physical cores that are taken."""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a trial has beside its engine that runs on cores, and whether the engine itself computes on them, not on GPUs."""
+
+    clients: bool = True
+    standby: bool = False
+    computing: bool = False
+
+
 class Cores:
     """This process's cores, divided equally among the trials that run at once."""
 
-    def __init__(self, slots: int, cores: Sequence[Core] | None = None, *, standby: bool = False, computing: bool = False) -> None:
-        """`slots` trials run at once; `standby` says whether interpreters wait beside them, `computing` whether the engines
-        compute on cores, not on GPUs. `cores` are all of the machine's that this process may use when None."""
-        self._computing = computing
+    def __init__(self, slots: int, parts: Parts, cores: Sequence[Core] | None = None) -> None:
+        """`slots` trials run at once; `cores` are all of the machine's that this process may use when None."""
         self._free = list(physical(os.sched_getaffinity(0)) if cores is None else cores)
         self._slots = max(1, slots)
         self._size = len(self._free) // self._slots
-        self._standby = standby
+        self._parts = parts
 
     def take(self, near: Collection[int] = ()) -> Share:
         """The share of one more trial, of cores whose processors are in `near` as far as there are."""
         self._free.sort(key=lambda core: (not set(core) <= set(near), core))
         taken = tuple(self._free[: self._size])
         del self._free[: self._size]
-        return divided(taken, alone=self._slots == 1, standby=self._standby, computing=self._computing)
+        return divided(taken, self._parts, alone=self._slots == 1)
 
     def give_back(self, share: Share) -> None:
         """Return a share; once."""
         self._free += share.whole
 
 
-def divided(whole: tuple[Core, ...], *, alone: bool, standby: bool, computing: bool) -> Share:
+def divided(whole: tuple[Core, ...], parts: Parts, *, alone: bool) -> Share:
     """Divide a trial's cores among its parts. Too few are its engine's, or nobody's when no other trial is there to disturb."""
-    if len(_flat(whole)) < _DIVIDED:
+    client = max(1, min(len(whole) // (_CLIENT_COMPUTING if parts.computing else _CLIENT), _CLIENT_MOST)) if parts.clients else 0
+    waiting = max(1, min(len(whole) // _STANDBY, _STANDBY_MOST)) if parts.standby else 0
+    if len(_flat(whole)) < _DIVIDED or not 0 < client + waiting < len(whole):
         return Share(engine=() if alone else _flat(whole), whole=whole)
-    client = max(1, min(len(whole) // (_CLIENT_COMPUTING if computing else _CLIENT), _CLIENT_MOST))
-    waiting = max(1, min(len(whole) // _STANDBY, _STANDBY_MOST)) if standby else 0
     engine = len(whole) - client - waiting
     return Share(
         engine=_flat(whole[:engine]),

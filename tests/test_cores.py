@@ -2,7 +2,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune import gpu
-from autotune.cores import Cores, divided, parsed, physical
+from autotune.cores import Cores, Parts, divided, parsed, physical
+
+WAITING = Parts(standby=True)
 
 
 def flat(cores):
@@ -21,30 +23,36 @@ def test_processors_of_one_physical_core_stay_together():
 
 
 def test_one_trial_on_sixteen_cores_has_its_parts_apart():
-    share = Cores(1, [(one,) for one in range(16)], standby=True).take()
+    share = Cores(1, WAITING, [(one,) for one in range(16)]).take()
     assert (len(share.engine), len(share.client), len(share.standby)) == (10, 4, 2)
-    pairs = Cores(1, [(one, one + 8) for one in range(8)], standby=True).take()
+    pairs = Cores(1, WAITING, [(one, one + 8) for one in range(8)]).take()
     assert (len(pairs.engine), len(pairs.client), len(pairs.standby)) == (10, 4, 2)
-    assert Cores(1, [(one,) for one in range(16)]).take().standby == ()
-    computing = Cores(1, [(one,) for one in range(16)], computing=True).take()
+    assert Cores(1, Parts(), [(one,) for one in range(16)]).take().standby == ()
+    computing = Cores(1, Parts(computing=True), [(one,) for one in range(16)]).take()
     assert (len(computing.engine), len(computing.client)) == (14, 2), "an engine that computes on cores keeps most of them"
-    large = Cores(1, [(one,) for one in range(128)], standby=True).take()
+    large = Cores(1, WAITING, [(one,) for one in range(128)]).take()
     assert (len(large.engine), len(large.client), len(large.standby)) == (118, 8, 2)
 
 
 def test_a_small_machine_is_not_divided():
-    alone = Cores(1, [(0,), (1,)], standby=True).take()
+    alone = Cores(1, WAITING, [(0,), (1,)]).take()
     assert (alone.engine, alone.client, alone.standby) == ((), (), ())
-    two = Cores(2, [(0,), (1,)])
+    two = Cores(2, Parts(), [(0,), (1,)])
     assert [two.take().engine, two.take().engine] == [(0,), (1,)]
 
 
+def test_a_training_run_alone_has_the_whole_machine():
+    assert Cores(1, Parts(clients=False), [(one,) for one in range(16)]).take().engine == ()
+    two = Cores(2, Parts(clients=False), [(one,) for one in range(16)])
+    assert [len(two.take().engine), len(two.take().engine)] == [8, 8]
+
+
 def test_more_trials_than_cores_share_all():
-    assert Cores(3, [(0,), (1,)]).take().engine == ()
+    assert Cores(3, Parts(), [(0,), (1,)]).take().engine == ()
 
 
 def test_a_trial_gets_the_cores_near_its_gpus():
-    cores = Cores(4, [(one,) for one in range(64)], standby=True)
+    cores = Cores(4, WAITING, [(one,) for one in range(64)])
     far, near = set(range(32, 64)), set(range(32))
     first, second, third = cores.take(far), cores.take(far), cores.take(near)
     assert flat(first.whole) | flat(second.whole) == far and flat(third.whole) <= near
@@ -57,26 +65,27 @@ def test_a_trial_gets_the_cores_near_its_gpus():
 @given(
     count=st.integers(1, 96),
     slots=st.integers(1, 9),
-    threads=st.sampled_from([1, 2]),
-    standby=st.booleans(),
-    near=st.sets(st.integers(0, 191), max_size=64),
+    threads=st.sampled_from([1, 2, 4]),
+    parts=st.builds(Parts, clients=st.booleans(), standby=st.booleans(), computing=st.booleans()),
+    near=st.sets(st.integers(0, 383), max_size=64),
 )
-def test_no_processor_is_two_trials_or_two_parts(count, slots, threads, standby, near):
+def test_no_processor_is_two_trials_or_two_parts(count, slots, threads, parts, near):
     everything = [tuple(one + count * place for place in range(threads)) for one in range(count)]
-    cores = Cores(slots, everything, standby=standby)
+    cores = Cores(slots, parts, everything)
     shares = [cores.take(near) for _ in range(slots)]
     used = [processor for share in shares for part in (share.engine, share.client, share.standby) for processor in part]
     assert len(used) == len(set(used)) and set(used) <= flat(everything)
     assert len({len(share.whole) for share in shares}) == 1, "trials that run at once have equally many"
     for share in shares:
-        assert bool(share.client) == (len(flat(share.whole)) >= 8)
-        assert not share.standby or (standby and share.client)
+        enough = len(flat(share.whole)) >= 8 and len(share.whole) > 2
+        assert share.engine or not share.client
+        assert bool(share.client) == (enough and parts.clients) and bool(share.standby) == (enough and parts.standby)
         cores.give_back(share)
     assert flat(cores.take(near).whole) <= flat(everything)
 
 
 def test_a_share_is_divided_completely():
-    share = divided(tuple((one,) for one in range(11)), alone=False, standby=True, computing=False)
+    share = divided(tuple((one,) for one in range(11)), WAITING, alone=False)
     assert sorted((*share.engine, *share.client, *share.standby)) == list(range(11))
 
 

@@ -16,7 +16,7 @@ from multiprocessing import connection
 
 from autotune import gpu
 from autotune.advice import advice
-from autotune.cores import Cores, Share
+from autotune.cores import Cores, Parts, Share
 from autotune.executors import _worker
 from autotune.executors._spares import Spares
 from autotune.executors._workplace import Workplace, opened
@@ -140,7 +140,8 @@ class LocalExecutor(Executor):
     @cached_property
     def _cores(self) -> Cores:
         """Divided once, so that trials compare: a GPU that is lost leaves its trials' cores idle."""
-        return Cores(self.capacity, standby=self._spares.wanted, computing=not self._leases.devices)
+        served = self.site.workload.needs == "http"
+        return Cores(self.capacity, Parts(clients=served, standby=self._spares.wanted, computing=not self._leases.devices))
 
     def _try_to_start(self, job: TrialJob, gpus: tuple[int, ...]) -> None:
         share = self._cores.take({core for index in gpus for core in gpu.near_processors(index)})
