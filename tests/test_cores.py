@@ -77,7 +77,7 @@ def test_no_processor_is_two_trials_or_two_parts(count, slots, threads, parts, n
     assert len(used) == len(set(used)) and set(used) <= flat(everything)
     assert len({len(share.whole) for share in shares}) == 1, "trials that run at once have equally many"
     for share in shares:
-        enough = len(flat(share.whole)) >= 8 and len(share.whole) > 2
+        enough = len(flat(share.whole)) >= 8 and len(share.whole) > parts.clients + parts.standby
         assert share.engine or not share.client
         assert bool(share.client) == (enough and parts.clients) and bool(share.standby) == (enough and parts.standby)
         cores.give_back(share)
