@@ -183,6 +183,8 @@ class Sampler(TreeSampler):
         return facts
 
     def look(self, pids: frozenset[int], anew: bool) -> None:
+        if not self.gpus:
+            return
         if anew:
             self._look_at_clocks()
         self.samples.append(self._sample(pids))
