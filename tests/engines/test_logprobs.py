@@ -112,12 +112,10 @@ def test_random_weights_have_nothing_to_compare():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A model that has learnt something, and the same with a tenth of its weights' spread as noise on them."""
-    found = {}
-    for name, noise in (("real", "0"), ("spoilt", "0.1")):
-        found[name] = tmp_path_factory.mktemp("models") / name
-        subprocess.run([sys.executable, str(HERE / "trained.py"), str(found[name]), noise], check=True, capture_output=True)
-    return found
+    """A model that has learnt something, and the same with noise on its weights."""
+    folder = tmp_path_factory.mktemp("models")
+    subprocess.run([sys.executable, str(HERE / "trained.py"), str(folder)], check=True, capture_output=True)
+    return {name: folder / name for name in ("real", "spoilt")}
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""Makes a small language model that has truly learnt something, with no download: `trained.py FOLDER [NOISE]`.
+"""Makes two small language models, with no download: `trained.py FOLDER`.
 
-A Llama of two layers learns the prompts that ship, in seconds on one core. With NOISE, a share of each weight's own spread is
-added to it afterwards: a model that answers differently, as a bad quantisation would.
+FOLDER/real is a Llama of two layers that has learnt the prompts that ship, in seconds on one core. FOLDER/spoilt is the same
+with a tenth of each weight's spread as noise on it: it answers differently, as after a bad quantisation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def tokenizer(texts):
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")
 
 
-def trained(texts, words, steps=120):
+def trained(texts, words, steps=60):
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -43,23 +43,23 @@ def trained(texts, words, steps=120):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return model, float(loss.detach())
+    return model
 
 
-def make(folder: Path, noise: float) -> None:
+def make(folder: Path) -> None:
     import torch
 
     texts = prompts(None)
     words = tokenizer(texts)
-    model, loss = trained(texts, words)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(noise * weight.std() * torch.randn_like(weight))
-    words.save_pretrained(folder)
-    model.save_pretrained(folder)
-    print(f"loss {loss:.3f}")
+    model = trained(texts, words)
+    for name, noise in (("real", 0.0), ("spoilt", 0.1)):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(noise * weight.std() * torch.randn_like(weight))
+        words.save_pretrained(folder / name)
+        model.save_pretrained(folder / name)
 
 
 if __name__ == "__main__":
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    make(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0)
+    make(Path(sys.argv[1]))
