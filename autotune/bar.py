@@ -3,9 +3,10 @@
 A trial is hopeless when even the favourable end of what it measured adds less than `LEAST_GAIN` of the front's
 hypervolume, or breaks a constraint. The favourable end is one-sided, of Student's t on logarithms, with the noise that
 repeats of this study showed, and wide enough for the difference of two single runs: those on the front were measured
-once themselves. What that can lose is bounded: the chance that noise alone ends a trial whose true values would add
-`LEAST_GAIN` or more to the front as measured is at most 1 - `CONFIDENCE`. The error is split evenly over the study's
-goals and over the looks in shares of 1 / (k (k + 1)), which add up to 1 however many looks there are (Bonferroni).
+once themselves. What that can lose is bounded: the chance that noise ends a trial whose true values keep the constraints
+and would add `LEAST_GAIN` or more to the front as measured is at most 1 - `CONFIDENCE`, as far as the noise is log-normal.
+The error is split evenly over the study's goals and over the looks in shares of 1 / (k (k + 1)), which add up to 1 however
+many looks there are (Bonferroni).
 
 A goal whose number cannot be bounded yet ends nothing: a level that is still to come may be the one that counts.
 """

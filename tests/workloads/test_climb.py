@@ -36,6 +36,18 @@ def test_it_doubles_first_then_bisects():
     assert len(rates) == 7
 
 
+def test_the_ceiling_is_the_lowest_rate_that_broke():
+    climb = Climb(BOUNDS, 2, max_steps=7, precision=0.01)
+    seen = []
+    while (rate := climb.next_rate()) is not None:
+        climb.observe(rate, Row(level={"request_rate": rate}, metrics={"ttft_ms.p99": 500 * rate / 20, "requests_per_s": rate}))
+        seen.append(climb.ceiling)
+    assert seen[:4] == [None, None, None, None]
+    assert seen[4] == 32
+    assert seen[4:] == sorted(seen[4:], reverse=True)
+    assert climb.best <= 20 <= seen[-1]
+
+
 def test_it_stops_when_throughput_stops():
     climb = probe(Climb(BOUNDS, 1, max_steps=20, precision=0.05), 1e9, plateau=8)
     assert [rate for rate, _, _ in climb.probes] == [1, 2, 4, 8, 16]
