@@ -34,7 +34,7 @@ def gain_lines(analysis: Analysis) -> list[str]:
             continue
         best = default is not None and gain.trial == default.trial
         lines.append(
-            f"{name}: no configuration is better than the default beyond noise." if best else f"{gain}, trial {gain.trial}."
+            f"{name}: no configuration is better than the default{_beyond(analysis)}." if best else f"{gain}, trial {gain.trial}."
         )
     return list(dict.fromkeys([*lines, *_knee_line(analysis), *quality_lines(analysis), *_unsteady_lines(analysis)]))
 
@@ -179,7 +179,13 @@ def _reason(analysis: Analysis, record: TrialRecord) -> tuple[str, str, str] | N
         return "changes answers", "Leave these values to the default, or allow more by quality.max_drift_nats.", str(check)
     if not analysis.candidate(record.number).feasible:
         return "did not hold", "The same configuration failed or broke a constraint when it was measured again.", ""
-    return "beaten", "Another configuration is at least as good in every objective, beyond noise.", ""
+    return "beaten", f"Another configuration is at least as good in every objective{_beyond(analysis)}.", ""
+
+
+def _beyond(analysis: Analysis) -> str:
+    """Whether values were compared beyond their noise, which nobody knows before something was measured twice."""
+    known = all(analysis.noise(objective) is not None for objective in analysis.study.objectives)
+    return " beyond noise" if known else " by value; how far noise reaches is unknown, since nothing was measured twice"
 
 
 def _outcome(analysis: Analysis, record: TrialRecord) -> str:
