@@ -219,7 +219,9 @@ def caveats() -> list[str]:
     return [
         f"The roofline behind `ours` ranks the {len(measured)} launches as they were measured with a Spearman correlation of "
         f"{', '.join(agreed)} in tokens/s. Between launches the surface is itself interpolated over features that the roofline "
-        "uses too (reachable concurrency, KV capacity), which favours an arm with a prior; `ours, no prior` is free of that.",
+        "uses too (reachable concurrency, KV capacity), which favours an arm with a prior. `ours, no prior` is free of that; in "
+        "`ours, a prior off by 30 %` each configuration's predicted rate is wrong by a random factor of its own (log-normal), "
+        "which the surface cannot share.",
         "The surfaces are one model on one card; they rank policies, not engines. Simulated launches cost what recorded ones cost.",
         "`ours, warm` starts from the front of one of our own 30-trial studies of the other traffic; its minutes are not counted.",
     ]
