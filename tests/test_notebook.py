@@ -32,13 +32,25 @@ def drawn(shown):
     return [one for one in shown if isinstance(one, go.Figure)]
 
 
-def test_it_reads_the_kept_study(monkeypatch, capsys):
+def test_it_reads_the_kept_training_study(monkeypatch, capsys):
     space, shown = run(monkeypatch)
-    assert "times the default" in capsys.readouterr().out
+    assert space["found"].study.workload["kind"] == "training" and "times the default" in capsys.readouterr().out
     panels = drawn(shown)[0]
     bars = [trace for trace in panels.data if trace.type == "bar"]
-    assert len(bars) >= 2, "samples per second and memory were measured"
-    assert len(bars[0].x) == len(space["found"].candidates)
+    assert len(bars) == 3 and all(len(one.x) == len(space["found"].candidates) for one in bars), "speed, memory and validity"
+    notes = [note.text for note in panels.layout.annotations]
+    assert notes.count("not measured in this study") == 1, "Transformers generates without a prefix cache"
+    assert {"before", "after"} <= {name for name, _ in space["rows"]}, "both were measured with several seeds"
+
+
+def test_after_beats_before_by_more_than_the_seeds_differ(monkeypatch):
+    """The kept study's promise, of the trial with the best reward."""
+    space, _ = run(monkeypatch)
+    found, seeds = space["found"], space["seeds"]
+    reward = found.objective("reward")
+    best = seeds(max(found.candidates, key=lambda one: found.mean(one, reward)), "reward")
+    before = seeds(space["before"], "reward")
+    assert min(best) - max(before) > max(max(best) - min(best), max(before) - min(before))
 
 
 def test_it_reads_another_study_and_says_what_was_not_measured(monkeypatch, store):
