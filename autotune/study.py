@@ -72,9 +72,18 @@ class Search(Frozen):
     early_exit: bool = True
     """Whether a trial is ended between load levels once it cannot reach the front any more, or breaks a constraint."""
     probe_s: float | None = Field(default=None, gt=0)
-    """Seconds of a first pass over all load levels of a launch, after which a hopeless trial is ended; None leaves it out."""
+    """Seconds of a first pass over all load levels of a launch, after which a hopeless trial is ended; None leaves it out.
+
+    It pays where levels are much longer than it and a start is short; on recorded launches of a minute's start it does not.
+    """
     plateau: int = Field(default=0, ge=0)
     """Stop after so many trials without 1 % growth of the hypervolume; 0 never."""
+
+    @model_validator(mode="after")
+    def _probe_ends_something(self) -> Search:
+        if self.probe_s is not None and not self.early_exit:
+            raise WrongValue("A probe serves to end trials early, and early_exit is false.", "probe_s")
+        return self
 
 
 class Finalists(Frozen):

@@ -9,6 +9,7 @@ from autotune import policy, preview, run
 from autotune.agenda import Agenda
 from autotune.analysis import Analysis
 from autotune.engines.base import Context
+from autotune.errors import InvalidInput
 from autotune.executors.base import Site
 from autotune.ledger import Ledger, read
 from autotune.live import Silent
@@ -71,6 +72,11 @@ def test_switched_off_nothing_has_a_bar(tmp_path):
         assert found.bar(TrialJob(number=1, configuration=Configuration(engine="recorded"))) is None
     assert preview.preview(plan).ends_early == ""
     assert plan.workload.levels()[0] == {"request_rate": 10}
+
+
+def test_a_probe_that_may_end_nothing_is_a_mistake(tmp_path):
+    with pytest.raises(InvalidInput, match="early_exit is false"):
+        planned(tmp_path, "early_exit: false, probe_s: 5")
 
 
 def test_the_plan_says_so_and_runs_what_the_goals_name_first(tmp_path):
