@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
+import signal
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -31,20 +35,46 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.timeout(600),
 ]
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def temporary():
+    """The temporary folder of every node: short, since Ray puts sockets there."""
+    folder = Path(tempfile.mkdtemp(prefix="at-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(temporary):
     from ray.cluster_utils import Cluster
 
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS / "fakes"), os.environ.get("PYTHONPATH", "")])
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 0, "object_store_memory": 80 << 20})
-    yield found
-    ray.shutdown()
-    found.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(temporary))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS / "fakes"), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 4, "include_dashboard": False})
+        yield found
+        ray.shutdown()
+        found.shutdown()
+
+
+@pytest.fixture
+def add_node(cluster):
+    """Adds a node with some GPUs; nodes that a test leaves are removed."""
+    added = []
+
+    def add_node(gpus):
+        added.append(cluster.add_node(**NODE, num_gpus=gpus))
+        return added[-1]
+
+    yield add_node
+    for node in added:
+        if node in cluster.worker_nodes:
+            cluster.remove_node(node, allow_graceful=False)
 
 
 @pytest.fixture
@@ -52,7 +82,7 @@ def make(cluster, tmp_path):
     made = []
 
     def make(**options):
-        engine = fake.FakeEngine(fake.FakeOptions(kind="fake", start_timeout_s=30.0, stop_timeout_s=1.0))
+        engine = fake.FakeEngine(fake.FakeOptions(kind="fake", start_timeout_s=90.0, stop_timeout_s=1.0))
         workload = count.CountWorkload(count.CountOptions(kind="count"))
         site = Site(engines={"fake": engine}, workload=workload, store=tmp_path, study="s", address=cluster.address, **options)
         made.append(executors.make("ray", site))
@@ -63,12 +93,14 @@ def make(cluster, tmp_path):
         executor.close()
 
 
+@pytest.fixture
+def by_speed(monkeypatch):
+    """The fake engine needs a GPU for each hundred of its speed, so that what a trial needs is its configuration's."""
+    monkeypatch.setattr(fake.FakeEngine, "gpus_needed", lambda self, configuration: configuration.values.get("speed", 100) // 100)
+
+
 class TestRay(contract.ExecutorContract):
     """The fake engine takes no GPU, so its trials run on the head node."""
-
-    @pytest.fixture(autouse=True)
-    def _without_gpus(self, monkeypatch):
-        monkeypatch.setattr(fake.FakeEngine, "gpus_needed", lambda self, configuration: 0)
 
 
 def recorded_site(cluster, store, **options):
@@ -83,16 +115,30 @@ def jobs(count):
         yield TrialJob(number=number, configuration=configuration, seed=1)
 
 
-def test_a_node_that_dies_costs_its_trials_a_machine_fault_and_nothing_else(cluster, tmp_path):
-    nodes = [cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=80 << 20) for _ in range(3)]
-    cluster.wait_for_nodes()
+def wait_until(true, timeout_s=90.0):
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def scratch_folders(temporary):
+    """What trials left in the temporary folder of the nodes; the cache is meant to stay."""
+    return [path for path in temporary.glob("autotune-*") if path.name != "autotune-cache"]
+
+
+def placement_groups():
+    """Those that still exist."""
+    return [one for one in ray.util.placement_group_table().values() if one["state"] != "REMOVED"]
+
+
+def test_a_node_that_dies_costs_its_trials_a_machine_fault_and_nothing_else(cluster, add_node, tmp_path):
+    nodes = [add_node(1) for _ in range(3)]
     with executors.make("ray", recorded_site(cluster, tmp_path, pace=0.08)) as executor:
         assert executor.capacity == 4
         for job in jobs(6):
             executor.submit(job)
-        deadline = time.monotonic() + 60
-        while ray.available_resources().get("GPU", 0) > 0 and time.monotonic() < deadline:
-            time.sleep(0.2)
+        wait_until(lambda: ray.available_resources().get("GPU", 0) == 0)
         cluster.remove_node(nodes[0], allow_graceful=False)
         records = contract.collect_all(executor, 6, 240.0)
         lost = [record for record in records if isinstance(record.outcome, Failed)]
@@ -105,27 +151,85 @@ def test_a_node_that_dies_costs_its_trials_a_machine_fault_and_nothing_else(clus
             (retried,) = contract.collect_all(executor, 1, 120.0)
             assert isinstance(retried.outcome, Measured) and retried.attempt == 2
         assert any("left it" in notice for notice in executor.notices())
-    for node in nodes[1:]:
-        cluster.remove_node(node)
+        wait_until(lambda: placement_groups() == [])
 
 
-def test_a_trial_too_large_for_every_node_is_refused(cluster, tmp_path):
-    site = recorded_site(cluster, tmp_path)
-    object.__setattr__(site, "engines", {"recorded": RecordedEngine(RecordedOptions(kind="recorded", gpus=8))})
-    with executors.make("ray", site) as executor:
-        executor.submit(next(jobs(1)))
+def test_an_engine_whose_node_died_is_ended_by_the_next_trial_there(cluster, add_node, make, by_speed, tmp_path, temporary):
+    node = add_node(1)
+    executor = make()
+    executor.submit(contract.job(0, speed=100, start_s=80))
+    wait_until(lambda: contract.leftovers(tmp_path))
+    engine = contract.leftovers(tmp_path)
+    cluster.remove_node(node, allow_graceful=False)
+    (lost,) = contract.collect_all(executor, 1, 120.0)
+    assert lost.outcome.kind is FailureKind.MACHINE_FAULT and lost.attempt == 1
+    add_node(1)
+    executor.submit(contract.job(1, speed=100))
+    (record,) = contract.collect_all(executor, 1, 120.0)
+    assert isinstance(record.outcome, Measured)
+    assert not set(engine) & set(contract.leftovers(tmp_path))
+    executor.close()
+    assert contract.leftovers(tmp_path) == [] and scratch_folders(temporary) == []
+
+
+def test_a_trial_is_placed_where_its_configuration_finds_its_gpus(add_node, make, by_speed, tmp_path, temporary):
+    """The nodes have one GPU and two; the two are wanted while one-GPU trials are there too."""
+    add_node(1)
+    add_node(2)
+    with make() as executor:
+        for number, speed in enumerate((100, 200, 100, 200)):
+            executor.submit(contract.job(number, speed=speed))
+        records = contract.collect_all(executor, 4, 240.0)
+        assert {record.number: len(record.gpus) for record in records} == {0: 1, 1: 2, 2: 1, 3: 2}
+        assert all(isinstance(record.outcome, Measured) for record in records)
+        shown = {record.number: record.environment["CUDA_VISIBLE_DEVICES"] for record in records}
+        assert shown[1] == shown[3] == "0,1"
+        wait_until(lambda: placement_groups() == [])
+    assert contract.leftovers(tmp_path) == [] and scratch_folders(temporary) == []
+
+
+def test_a_trial_too_large_for_every_node_is_refused(cluster, add_node, make, by_speed):
+    add_node(2)
+    with make() as executor:
+        executor.submit(contract.job(0, speed=800))
+        assert [job.number for job in executor.running()] == [0]
         (record,) = contract.collect_all(executor, 1)
+        assert executor.running() == ()
     assert record.outcome.kind is FailureKind.REJECTED
-    assert "needs 8 GPUs on one node" in record.outcome.evidence[0]
+    assert "needs 8 GPUs on one node, and the largest node has 2" in record.outcome.evidence[0]
 
 
-def test_files_of_a_trial_come_back_to_the_store(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(fake.FakeEngine, "gpus_needed", lambda self, configuration: 0)
+def test_a_trial_whose_only_node_died_does_not_wait_for_ever(cluster, add_node, make, by_speed, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("autotune.executors.ray"), "_PATIENCE_S", 3.0)
+    node = add_node(2)
+    with make() as executor:
+        executor.submit(contract.job(0, speed=200, start_s=80))
+        wait_until(lambda: contract.leftovers(tmp_path))
+        executor.submit(contract.job(1, speed=200))
+        cluster.remove_node(node, allow_graceful=False)
+        records = contract.collect_all(executor, 2, 120.0)
+    assert {record.number: record.outcome.kind for record in records} == dict.fromkeys((0, 1), FailureKind.MACHINE_FAULT)
+    assert "needs 2 GPUs" in next(record for record in records if record.number == 1).outcome.evidence[0]
+
+
+def test_files_of_a_trial_come_back_to_the_store(make, tmp_path):
     with make() as executor:
         executor.submit(contract.job(0))
         (record,) = contract.collect_all(executor, 1)
     assert record.folder == str(tmp_path / "s" / "trials" / "0000-1")
     assert (Path(record.folder) / "launch.json").is_file()
+
+
+def test_signals_stay_with_the_study(make):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        ray.shutdown()
+        make()
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
 
 
 def test_an_address_without_a_cluster_is_one_clear_message(tmp_path, cluster):
@@ -135,3 +239,43 @@ def test_an_address_without_a_cluster_is_one_clear_message(tmp_path, cluster):
     with pytest.raises(MissingPrerequisite, match="ray start --head"):
         executors.make("ray", site)
     assert time.monotonic() - before < 30
+
+
+STUDY = """
+name: alone
+engine: {kind: recorded}
+workload: {kind: recorded}
+search_space: {include: recorded}
+objectives: [{maximize: output_tokens_per_s}]
+budget: {trials: 3}
+finalists: {count: 0}
+executor: {kind: ray}
+tracking: {enabled: false}
+"""
+
+
+def test_a_study_without_an_address_starts_ray_and_leaves_nothing_of_it(tmp_path):
+    folder = Path(tempfile.mkdtemp(prefix="at-", dir="/tmp"))
+    try:
+        (tmp_path / "study.yaml").write_text(STUDY)
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"TMPDIR": str(folder)}
+        argv = [sys.executable, "-m", "autotune.cli", "run", str(tmp_path / "study.yaml"), "--store", str(tmp_path / "store")]
+        ran = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        left = [path for path in folder.rglob("*") if path.is_file() or path.is_socket()]
+        assert not list(folder.glob("ray/session_2*")) and scratch_folders(folder) == [], left
+        wait_until(lambda: processes_of(folder) == [])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def processes_of(folder):
+    """Processes that were started with the folder in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes()
+        except OSError:
+            continue
+        found += [command] if str(folder).encode() in command else []
+    return found

@@ -1,0 +1,123 @@
+"""A Ray cluster: joining and leaving it, what its nodes have, and a call on each of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from autotune.errors import MissingPrerequisite
+
+_CONNECT_S = 10.0
+_INIT = {"namespace": "autotune", "log_to_driver": False, "logging_level": "ERROR"}
+
+
+@dataclass(frozen=True)
+class Membership:
+    """That this process takes part in a cluster. One that was joined by somebody else stays joined."""
+
+    joined: bool
+    session: Path | None = None
+    """The folder of a cluster that was started here for this process alone."""
+
+    def leave(self) -> None:
+        """Leave the cluster; one that was started here ends, and its folder goes."""
+        if self.joined:
+            ray.shutdown()
+        if self.session is not None:
+            shutil.rmtree(self.session, ignore_errors=True)
+            latest = self.session.parent / "session_latest"
+            if latest.is_symlink() and not latest.exists():
+                latest.unlink(missing_ok=True)
+
+
+def join(address: str | None) -> Membership:
+    """Join the cluster at the address or at RAY_ADDRESS; without either, start one here for this process alone.
+
+    Raises MissingPrerequisite when nothing answers at the address.
+    """
+    if ray.is_initialized():
+        return Membership(joined=False)
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    with warnings.catch_warnings(), _own_signals():
+        warnings.simplefilter("ignore")
+        return _joined(wanted) if wanted else _started()
+
+
+def nodes() -> dict[str, Mapping[str, float]]:
+    """What each live node has in all, by the node's id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
+def slots(gpus: int) -> int:
+    """How many trials that need so many GPUs on one node the cluster can run at once; without GPUs, one for each core."""
+    return sum(int(node.get("GPU", 0)) // gpus if gpus else int(node.get("CPU", 0)) for node in nodes().values())
+
+
+def largest() -> int:
+    """GPUs of the node that has most."""
+    return max((int(node.get("GPU", 0)) for node in nodes().values()), default=0)
+
+
+def on_every_node(function: Callable[..., None], *arguments: Any, timeout_s: float) -> None:
+    """Call a function once on each node. One that dies meanwhile needs no call any more."""
+    remote: Any = ray.remote(max_retries=0, num_cpus=0)(function)
+    with contextlib.suppress(ray.exceptions.RayError):
+        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes()]
+        calls = [remote.options(scheduling_strategy=place).remote(*arguments) for place in places]
+        ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+
+
+def _joined(address: str) -> Membership:
+    _reachable(address)
+    try:
+        ray.init(address=address, **_INIT)
+    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+        raise _no_cluster(address, str(error).splitlines()[0]) from error
+    return Membership(joined=True)
+
+
+def _started() -> Membership:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    found = ray.init(address="local", include_dashboard=False, **_INIT)
+    return Membership(joined=True, session=Path(found.address_info["session_dir"]))
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, which a study has to hear."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _reachable(address: str) -> None:
+    """Ray itself tries for minutes to reach an address where nothing listens."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise _no_cluster(address, f"{error}.") from error
+
+
+def _no_cluster(address: str, why: str) -> MissingPrerequisite:
+    return MissingPrerequisite(f"There is no Ray cluster at {address}: {why} Start one with: ray start --head")
