@@ -1,7 +1,7 @@
 """Makes two small language models, with no download: `trained.py FOLDER`.
 
 FOLDER/real is a Llama of two layers that has learnt the prompts that ship, in seconds on one core. FOLDER/spoilt is the same
-with a tenth of each weight's spread as noise on it: it answers differently, as after a bad quantisation.
+with a third of each weight's spread as noise on it: it answers differently, as after a bad quantisation.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def make(folder: Path) -> None:
     texts = prompts(None)
     words = tokenizer(texts)
     model = trained(texts, words)
-    for name, noise in (("real", 0.0), ("spoilt", 0.1)):
+    for name, noise in (("real", 0.0), ("spoilt", 0.3)):
         with torch.no_grad():
             for weight in model.parameters():
                 weight.add_(noise * weight.std() * torch.randn_like(weight))
