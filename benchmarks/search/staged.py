@@ -150,15 +150,20 @@ def everything(seeds: int, arms: Mapping[str, Callable[[int], list[float]]]) -> 
     return {name: [run(seed) for seed in range(seeds)] for name, run in arms.items()}
 
 
-def body(seeds: int) -> list[str]:
+STRATEGIES: tuple[Strategy, ...] = ("joint", "staged")
+
+
+def on_lattice(seeds: int) -> list[str]:
     lattice, trials = Lattice.read(LATTICE), max(MARKS["training"])
-    lines = [lattice.about(), ""]
-    strategies: tuple[Strategy, ...] = ("joint", "staged")
-    lines += table(everything(seeds, {name: partial(training, lattice, name, trials) for name in strategies}), MARKS["training"])
-    trials = max(MARKS["serving"])
+    arms = {name: partial(training, lattice, name, trials) for name in STRATEGIES}
+    return [lattice.about(), "", *table(everything(seeds, arms), MARKS["training"])]
+
+
+def on_serving(seeds: int) -> list[str]:
+    lines, trials = list[str](), max(MARKS["serving"])
     for task in tasks():
         lines += [f"Serving, {task.name} traffic, {serving_space().size():.0f} points: hypervolume over the surface's best.", ""]
-        arms = {name: partial(serving, task, name, False, trials) for name in strategies}
+        arms = {name: partial(serving, task, name, False, trials) for name in STRATEGIES}
         arms["joint, with the roofline prior"] = partial(serving, task, "joint", True, trials)
         lines += table(everything(seeds, arms), MARKS["serving"])
     return lines
@@ -167,11 +172,13 @@ def body(seeds: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--surfaces", nargs="+", choices=list(MARKS), default=list(MARKS))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     about = f"{given.seeds} seeds a surface; staged without groups: parameters one after the other, four trials each."
-    keep("Staged against joint search", about, body(given.seeds), given.out)
+    pages = {"training": on_lattice, "serving": on_serving}
+    keep("Staged against joint search", about, [line for name in given.surfaces for line in pages[name](given.seeds)], given.out)
 
 
 if __name__ == "__main__":
