@@ -18,34 +18,35 @@ from autotune.engines.verl import TRIAL_FOLDER
 
 COLOCATED = """
 import json, sys, types
+
 sys.path.insert(0, sys.argv[1])
-import tap
-import vllm
 
-place = types.ModuleType("trl.generation.vllm_generation")
-place.LLM = vllm.LLM
-sys.modules[place.__name__] = place
-tap.keep_statistics()
-tap.keep_statistics()
-engine = place.LLM(model=sys.argv[2], max_model_len=512, enforce_eager=True, kv_cache_memory_bytes=64 << 20, block_size=32)
-cache = tap.PrefixCache()
-cache.engine = engine
-once = vllm.SamplingParams(max_tokens=2, temperature=1.0)
 
-def generate(first, count):
-    prompt = {"prompt_token_ids": list(range(first, first + 129))}
-    engine.generate([prompt] * count, once, use_tqdm=False)
+def main():
+    import tap
+    import vllm
 
-found = [cache.take()]
-generate(10, 1)
-found.append(cache.take())
-generate(10, 4)
-found.append(cache.take())
-found.append(cache.take())
-engine.reset_prefix_cache()
-generate(10, 1)
-found.append(cache.take())
-print("\\n" + json.dumps(found))
+    place = types.ModuleType("trl.generation.vllm_generation")
+    place.LLM = vllm.LLM
+    sys.modules[place.__name__] = place
+    tap.keep_statistics()
+    tap.keep_statistics()
+    engine = place.LLM(model=sys.argv[2], max_model_len=512, enforce_eager=True, kv_cache_memory_bytes=64 << 20, block_size=32)
+    cache = tap.PrefixCache()
+    cache.engine = engine
+    sampling = vllm.SamplingParams(max_tokens=2, temperature=1.0)
+
+    def generate(count):
+        engine.generate([{"prompt_token_ids": list(range(10, 139))}] * count, sampling, use_tqdm=False)
+        return cache.take()
+
+    found = [cache.take(), generate(1), generate(4), cache.take()]
+    engine.reset_prefix_cache()
+    print("\\n" + json.dumps([*found, generate(1)]))
+
+
+if __name__ == "__main__":  # vLLM's workers import this file again
+    main()
 """
 
 
@@ -55,7 +56,8 @@ def test_vllm_inside_the_trainer_tells_its_hit_rate(tmp_path):
     model = synthetic.make("synthetic:nano", tmp_path)
     script = tmp_path / "colocated.py"
     script.write_text(COLOCATED)
-    env = {"OMP_NUM_THREADS": "1", "VLLM_ENABLE_STARTUP_PLAN": "0", "HF_HUB_OFFLINE": "1"}
+    # TRL's engine runs in the trainer's own process.
+    env = {"OMP_NUM_THREADS": "1", "VLLM_ENABLE_STARTUP_PLAN": "0", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     ran = process.run([sys.executable, str(script), str(HERE), str(model)], 280, env, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr[-3000:]
     nothing, alone, group, silent, reset = json.loads(ran.stdout.splitlines()[-1])
