@@ -1,7 +1,8 @@
-"""Runs trials on the machines of a Ray cluster, each in a placement group of its own.
+"""Runs trials on the machines of a Ray cluster, each alone in a placement group that follows its configuration's GPUs.
 
-What to run next stays with the driver: Ray only finds a place. A trial's placement group is one bundle with the GPUs that
-its configuration needs, so that they are on one node, and goes when the trial ends. A trial works in folders of its node
+What to run next stays with the driver: Ray only finds a place. A placement group is one bundle, so that its GPUs are on one
+node. A trial that ends hands its group on when the next one needs the same, else the group goes: Ray places groups one
+after the other, and while a dead node still counts as alive it may place none at all. A trial works in folders of its node
 and returns its record and its files as values; the driver alone writes the study. A node or worker that dies makes its
 trial a machine fault, which is tried again once like any other.
 
@@ -36,13 +37,16 @@ _AHEAD = 16
 """One trial in so many is queued ahead, so that a node that finishes need not wait for the driver."""
 
 
-@dataclass
-class _Running:
+@dataclass(eq=False)
+class _Trial:
+    """A trial that is out: waiting for its place while `result` is None."""
+
     job: TrialJob
     need: int
     place: PlacementGroup
-    result: Any
-    submitted_at: float
+    ready: Any
+    result: Any = None
+    started_at: float = 0.0
     homeless_since: float | None = None
 
 
@@ -57,7 +61,7 @@ class RayExecutor(Executor):
         self._home = _ray_node.Home(str(site.store.resolve()), site.study)
         self._engines = {kind: ray.put(engine) for kind, engine in site.engines.items()}
         self._workload = ray.put(site.workload)
-        self._running: list[_Running] = []
+        self._out: list[_Trial] = []
         self._impossible: list[tuple[TrialJob, TrialRecord]] = []
         self._notices: list[str] = []
         self._nodes = set(_ray_cluster.nodes())
@@ -78,24 +82,26 @@ class RayExecutor(Executor):
         if need > largest:
             self._impossible.append((job, self._no_room(job, need)))
         else:
-            self._running.append(self._placed(job, need))
+            self._out.append(self._asked(job, need))
 
     def collect(self, timeout_s: float) -> TrialRecord | None:
-        if self._impossible:
-            return self._impossible.pop()[1]
-        if not self._running:
-            return None
-        ready, _ = ray.wait([one.result for one in self._running], num_returns=1, timeout=timeout_s, fetch_local=True)
-        if not ready:
-            self._count_nodes()
-            self._give_up_homeless()
-            return None
-        one = next(one for one in self._running if one.result == ready[0])
-        self._forget(one)
-        return self._finished(one)
+        deadline = time.monotonic() + timeout_s
+        while self._out and not self._impossible:
+            awaited = {one.ready if one.result is None else one.result: one for one in self._out}
+            left = max(0.0, deadline - time.monotonic())
+            ready, _ = ray.wait(list(awaited), num_returns=1, timeout=left, fetch_local=True)
+            if not ready:
+                self._count_nodes()
+                self._give_up_homeless()
+                return None
+            one = awaited[ready[0]]
+            if one.result is not None:
+                return self._finished(one)
+            self._start(one)
+        return self._impossible.pop()[1] if self._impossible else None
 
     def running(self) -> tuple[TrialJob, ...]:
-        return (*(one.job for one in self._running), *(job for job, _ in self._impossible))
+        return (*(one.job for one in self._out), *(job for job, _ in self._impossible))
 
     def notices(self) -> list[str]:
         said, self._notices = self._notices, []
@@ -109,39 +115,50 @@ class RayExecutor(Executor):
         self.forget_scratch()
         self._cluster.leave()
 
-    def _placed(self, job: TrialJob, need: int) -> _Running:
+    def _asked(self, job: TrialJob, need: int) -> _Trial:
         wanted = {"CPU": 1, "GPU": need} if need else {"CPU": 1}
-        name = f"{self.site.study}-{job.number}-{job.attempt}"
-        place = placement_group([wanted], strategy="STRICT_PACK", name=name)
-        strategy = PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=0)
-        task = _attempt.options(num_cpus=1, num_gpus=need, name=name, scheduling_strategy=strategy)
-        engine = self._engines[job.configuration.engine]
-        return _Running(job, need, place, task.remote(engine, self._workload, job.model_dump_json(), self._home), time.time())
+        place = placement_group([wanted], strategy="STRICT_PACK", name=f"{self.site.study}-{job.number}-{job.attempt}")
+        return _Trial(job, need, place, place.ready())
+
+    def _start(self, one: _Trial) -> None:
+        strategy = PlacementGroupSchedulingStrategy(one.place, placement_group_bundle_index=0)
+        name = f"{self.site.study}-{one.job.number}-{one.job.attempt}"
+        task = _attempt.options(num_cpus=1, num_gpus=one.need, name=name, scheduling_strategy=strategy)
+        engine = self._engines[one.job.configuration.engine]
+        one.result = task.remote(engine, self._workload, one.job.model_dump_json(), self._home)
+        one.started_at = time.time()
+
+    def _hand_on(self, place: PlacementGroup, need: int) -> None:
+        """To the trial that waits longest when it needs the same; were it passed over, a large one would wait for ever."""
+        heir = next((one for one in self._out if one.result is None), None)
+        if heir is None or heir.need != need:
+            remove_placement_group(place)
+            return
+        remove_placement_group(heir.place)
+        heir.place = place
+        self._start(heir)
 
     def _end_all(self) -> None:
-        results = [one.result for one in self._running]
+        results = [one.result for one in self._out if one.result is not None]
         for result in results:
             ray.cancel(result)
         if results:
             ray.wait(results, num_returns=len(results), timeout=_CLOSE_S)
             for result in results:
                 ray.cancel(result, force=True)
-        for one in tuple(self._running):
-            self._forget(one)
+        for one in self._out:
+            remove_placement_group(one.place)
+        self._out.clear()
 
     def _give_up_homeless(self) -> None:
         """Answer trials that have long been too large for every node that is left: Ray would wait for ever."""
         largest, now = _ray_cluster.largest(), time.monotonic()
-        for one in tuple(self._running):
+        for one in tuple(self._out):
             one.homeless_since = (one.homeless_since or now) if one.need > largest else None
             if one.homeless_since is not None and now - one.homeless_since >= _PATIENCE_S:
-                ray.cancel(one.result)
-                self._forget(one)
+                self._out.remove(one)
+                remove_placement_group(one.place)
                 self._impossible.append((one.job, self._no_room(one.job, one.need)))
-
-    def _forget(self, one: _Running) -> None:
-        self._running.remove(one)
-        remove_placement_group(one.place)
 
     def _no_room(self, job: TrialJob, need: int) -> TrialRecord:
         """More than the cluster ever had is the configuration's fault; more than is left of it is the machines'."""
@@ -149,12 +166,15 @@ class RayExecutor(Executor):
         kind = FailureKind.REJECTED if need > self._largest else FailureKind.MACHINE_FAULT
         return _failed(job, kind, Phase.CHECK, reason)
 
-    def _finished(self, one: _Running) -> TrialRecord:
+    def _finished(self, one: _Trial) -> TrialRecord:
+        self._out.remove(one)
         try:
             answer = ray.get(one.result)
         except ray.exceptions.RayError as error:
+            remove_placement_group(one.place)
             self._count_nodes()
-            return _lost(one.job, error).model_copy(update={"started_at": one.submitted_at})
+            return _lost(one.job, error).model_copy(update={"started_at": one.started_at})
+        self._hand_on(one.place, one.need)
         return self._kept(one.job, answer)
 
     def _kept(self, job: TrialJob, answer: _ray_node.Answer) -> TrialRecord:

@@ -138,12 +138,12 @@ def test_a_node_that_dies_costs_its_trials_a_machine_fault_and_nothing_else(clus
         assert executor.capacity == 4
         for job in jobs(6):
             executor.submit(job)
-        wait_until(lambda: ray.available_resources().get("GPU", 0) == 0)
+        records = [record for record in (executor.collect(3.0),) if record]
         cluster.remove_node(nodes[0], allow_graceful=False)
-        records = contract.collect_all(executor, 6, 240.0)
+        records += contract.collect_all(executor, 6 - len(records), 240.0)
         lost = [record for record in records if isinstance(record.outcome, Failed)]
         assert sorted(record.number for record in records) == list(range(6))
-        # A trial whose worker had not begun is placed elsewhere by Ray itself, and not lost.
+        # A node on which no trial had begun yet costs none.
         assert len(lost) <= 1 and all(record.outcome.kind is FailureKind.MACHINE_FAULT for record in lost)
         for record in lost:
             again = record.model_dump(include={"number", "configuration", "origin", "point"})
@@ -158,7 +158,7 @@ def test_an_engine_whose_node_died_is_ended_by_the_next_trial_there(cluster, add
     node = add_node(1)
     executor = make()
     executor.submit(contract.job(0, speed=100, start_s=80))
-    wait_until(lambda: contract.leftovers(tmp_path))
+    wait_until(lambda: executor.collect(0.1) or contract.leftovers(tmp_path))
     engine = contract.leftovers(tmp_path)
     cluster.remove_node(node, allow_graceful=False)
     (lost,) = contract.collect_all(executor, 1, 120.0)
@@ -204,7 +204,7 @@ def test_a_trial_whose_only_node_died_does_not_wait_for_ever(cluster, add_node, 
     node = add_node(2)
     with make() as executor:
         executor.submit(contract.job(0, speed=200, start_s=80))
-        wait_until(lambda: contract.leftovers(tmp_path))
+        wait_until(lambda: executor.collect(0.1) or contract.leftovers(tmp_path))
         executor.submit(contract.job(1, speed=200))
         cluster.remove_node(node, allow_graceful=False)
         records = contract.collect_all(executor, 2, 120.0)
