@@ -9,6 +9,7 @@ from autotune import process
 from autotune.engines import _logprobs
 from autotune.engines._server import Dialect, ServingSession
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Session
+from autotune.standby import Ahead
 from autotune.trial import Configuration, FailureKind
 
 SERVER = Path(__file__).with_name("server.py")

@@ -6,6 +6,7 @@ plain sockets, because it is started hundreds of times and must start in a few h
     server.py --port P --speed N [--mode MODE] [--start-s S] [--kv TYPE] [--unknown ...]
 """
 
+import importlib
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ KV = {"auto": (1.0, 0.0), "fp8": (1.5, 0.02), "fp4": (2.0, 0.5), "mute": (1.2, N
 
 
 def options():
-    known = {"port": "0", "speed": "100", "mode": "ok", "start-s": "0.05", "orphan": "no"}
+    known = {"port": "0", "speed": "100", "mode": "ok", "start-s": "0.05", "orphan": "no", "imports": ""}
     known["kv"] = "auto"
     arguments = iter(sys.argv[1:])
     for argument in arguments:
