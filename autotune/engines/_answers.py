@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,15 @@ from autotune.trial import Value, digest_of
 
 
 class Answers:
-    """Kept per interpreter, versions and probe; whatever else an answer depends on is part of its question."""
+    """Kept per machine, interpreter, versions and probe; whatever else an answer depends on is part of its question."""
 
     def __init__(self, identity: Identity, python: str, probe: Path) -> None:
-        about = {"python": python, "identity": identity.model_dump(mode="json"), "probe": probe.read_text()}
+        about = {
+            "python": python,
+            "identity": identity.model_dump(mode="json"),
+            "probe": probe.read_text(),
+            "machine": platform.node(),
+        }
         self._kind, self._about = identity.kind, digest_of(about)
 
     def get(self, question: str, ask: Callable[[], Any]) -> Any:
