@@ -1,10 +1,10 @@
 """Runs trials on the machines of a Ray cluster, each alone in a placement group that follows its configuration's GPUs.
 
 What to run next stays with the driver: Ray only finds a place. A placement group is one bundle, so that its GPUs are on one
-node. A trial that ends hands its group on when the next one needs the same, else the group goes: Ray places groups one
-after the other, and while a dead node still counts as alive it may place none at all. A trial works in folders of its node
-and returns its record and its files as values; the driver alone writes the study. A node or worker that dies makes its
-trial a machine fault, which is tried again once like any other.
+node. A trial that ends hands its group on when the next one needs the same, else the group goes: while a dead node still
+counts as alive, Ray may place no new group anywhere. A trial works in folders of its node and returns its record and its
+files as values; the driver alone writes the study. A node or worker that dies makes its trial a machine fault, which is
+tried again once like any other. Ray Tune in between was no faster (benchmarks/results/ray.md).
 
 Ray does not end what a dead worker's children started. Engines carry a tag that names the worker as their driver, so the
 next trial on that node, and every node when the executor closes, ends what belongs to a worker that is gone.

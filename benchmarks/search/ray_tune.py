@@ -12,10 +12,8 @@ import logging
 import os
 import queue
 import shutil
-import sys
 import tempfile
 import threading
-import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -94,9 +92,6 @@ class Listener(tune.Callback):
     def __init__(self) -> None:
         self.ended: queue.SimpleQueue[tuple[str, Any, Exception | None]] = queue.SimpleQueue()
         self.actors: dict[str, Any] = {}
-
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self.trials = trials
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.actors[trial.config["key"]] = trial.temporary_state.ray_actor
@@ -184,10 +179,6 @@ class TuneExecutor(RayExecutor):
         for actor in list(self._listener.actors.values()):
             with contextlib.suppress(Exception):
                 ray.kill(actor)
-        for key in self._jobs:
-            print(f"still out: {key}: {[(t.status, t) for t in self._listener.trials if t.config['key'] == key]}", file=sys.stderr)
         self._jobs.clear()
-        before = time.monotonic()
-        self._thread.join(25)
-        print(f"Tune took {time.monotonic() - before:.1f} s to end", file=sys.stderr)
+        self._thread.join(60)
         shutil.rmtree(self._folder, ignore_errors=True)
