@@ -31,7 +31,8 @@ def main():
     sys.modules[place.__name__] = place
     tap.keep_statistics()
     tap.keep_statistics()
-    engine = place.LLM(model=sys.argv[2], max_model_len=512, enforce_eager=True, kv_cache_memory_bytes=64 << 20, block_size=32)
+    small = {"max_model_len": 512, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "block_size": 32}
+    engine = place.LLM(model=sys.argv[2], load_format="dummy", **small)
     cache = tap.PrefixCache()
     cache.engine = engine
     sampling = vllm.SamplingParams(max_tokens=2, temperature=1.0)
