@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autotune import process
+from autotune.bar import Bar
 from autotune.engines.base import Context, Engine
 from autotune.evaluate import evaluate
 from autotune.trial import TrialJob
@@ -35,7 +36,9 @@ class Home:
     study: str
 
 
-def attempt(engine: Engine, workload: Workload, job_text: str, home: Home, gpus: Sequence[int]) -> Answer:
+def attempt(
+    engine: Engine, workload: Workload, job_text: str, home: Home, bar: Bar | None, gpus: Sequence[int]
+) -> Answer:
     """One attempt here, after ending what earlier ones of this store left. Raises only what `evaluate` raises."""
     job = TrialJob.model_validate_json(job_text)
     clean(home.store)
@@ -51,6 +54,7 @@ def attempt(engine: Engine, workload: Workload, job_text: str, home: Home, gpus:
         gpus=tuple(gpus),
         seed=job.seed,
         origin=job.origin,
+        bar=bar,
     )
     try:
         record = evaluate(job, engine, workload, context, lambda label, share: None)

@@ -59,7 +59,7 @@ class LocalExecutor(Executor):
         self._idle = gpu.idle_baseline(self._leases.devices)
         self._waiting: deque[TrialJob] = deque()
         self._running: list[_Running] = []
-        self._impossible: deque[TrialRecord] = deque()
+        self._impossible: deque[tuple[TrialJob, TrialRecord]] = deque()
         self._notices: list[str] = []
         atexit.register(self.close)
 
@@ -81,7 +81,7 @@ class LocalExecutor(Executor):
         while True:
             self._start_waiting()
             if self._impossible:
-                return self._impossible.popleft()
+                return self._impossible.popleft()[1]
             left = max(0.0, deadline - time.monotonic())
             sources = {source: one for one in self._running for source in (one.pipe, one.worker.sentinel)}
             if not sources:
@@ -100,7 +100,7 @@ class LocalExecutor(Executor):
                 return None
 
     def running(self) -> tuple[TrialJob, ...]:
-        return (*(one.job for one in self._running), *self._waiting)
+        return (*(one.job for one in self._running), *self._waiting, *(job for job, _ in self._impossible))
 
     def notices(self) -> list[str]:
         said, self._notices = self._notices, []
@@ -126,7 +126,7 @@ class LocalExecutor(Executor):
             job = self._waiting[0]
             need = self.site.gpus_needed(job) if self._leases.devices else 0
             if need > self._leases.usable:
-                self._impossible.append(_refused(self._waiting.popleft(), need, self._leases))
+                self._impossible.append((self._waiting.popleft(), _refused(job, need, self._leases)))
                 continue
             gpus = self._leases.lease(need)
             if gpus is None:
@@ -151,7 +151,7 @@ class LocalExecutor(Executor):
             self._leases.give_back(gpus)
             self._cores.give_back(share)
             reason = f"No worker process could be started for the trial: {type(error).__name__} {error}."
-            self._impossible.append(_without_run(job, _fault(Phase.START, reason)))
+            self._impossible.append((job, _without_run(job, _fault(Phase.START, reason))))
 
     def _start(self, job: TrialJob, gpus: tuple[int, ...], share: Share) -> _Running:
         slot = min(set(range(len(self._running) + 1)) - {one.slot for one in self._running})

@@ -23,6 +23,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from autotune.advice import advice
+from autotune.bar import Bar
 from autotune.engines.base import Engine
 from autotune.executors import _ray_cluster, _ray_node
 from autotune.executors.base import Executor, Site
@@ -125,7 +126,7 @@ class RayExecutor(Executor):
         name = f"{self.site.study}-{one.job.number}-{one.job.attempt}"
         task = _attempt.options(num_cpus=1, num_gpus=one.need, name=name, scheduling_strategy=strategy)
         engine = self._engines[one.job.configuration.engine]
-        one.result = task.remote(engine, self._workload, one.job.model_dump_json(), self._home)
+        one.result = task.remote(engine, self._workload, one.job.model_dump_json(), self._home, self.site.bar(one.job))
         one.started_at = time.time()
 
     def _hand_on(self, place: PlacementGroup, need: int) -> None:
@@ -193,8 +194,8 @@ class RayExecutor(Executor):
         self._nodes = now
 
 
-def _trial(engine: Engine, workload: Workload, job_text: str, home: _ray_node.Home) -> _ray_node.Answer:
-    return _ray_node.attempt(engine, workload, job_text, home, [int(index) for index in ray.get_gpu_ids()])
+def _trial(engine: Engine, workload: Workload, job_text: str, home: _ray_node.Home, bar: Bar | None) -> _ray_node.Answer:
+    return _ray_node.attempt(engine, workload, job_text, home, bar, [int(index) for index in ray.get_gpu_ids()])
 
 
 def _lost(job: TrialJob, error: Exception) -> TrialRecord:

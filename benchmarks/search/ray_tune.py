@@ -59,7 +59,7 @@ class Placed(tune.Trainable):
         shutil.rmtree(self.logdir, ignore_errors=True)
         engines, workload, home = self.site
         gpus = [int(index) for index in ray.get_gpu_ids()]
-        answer = _ray_node.attempt(engines[self.now["engine"]], workload, self.now["job"], home, gpus)
+        answer = _ray_node.attempt(engines[self.now["engine"]], workload, self.now["job"], home, None, gpus)
         return {"answer": answer, "done": True}
 
 

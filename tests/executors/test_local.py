@@ -110,6 +110,7 @@ def test_a_worker_that_cannot_be_started_is_a_machine_fault(make, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(importlib.import_module("autotune.executors._forkserver"), "start", fails)
             executor.submit(job(0))
+        assert [one.number for one in executor.running()] == [0], "until it is collected, or the loop would not wait for it"
         (record,) = collect_all(executor, 1)
         assert record.outcome.kind is FailureKind.MACHINE_FAULT and "unexpected EOF" in record.outcome.evidence[0]
         executor.submit(job(0, attempt=2))
@@ -252,7 +253,9 @@ def test_a_configuration_that_needs_more_gpus_than_there_are_is_refused_unrun(ma
     needing(monkeypatch, 1)
     with make() as executor:
         executor.submit(job(0, tp=4))
+        assert [one.number for one in executor.running()] == [0]
         (record,) = collect_all(executor, 1)
+        assert executor.running() == ()
     assert record.outcome.kind is FailureKind.REJECTED and "needs 4 GPUs" in record.outcome.evidence[0]
 
 
