@@ -36,9 +36,7 @@ class Home:
     study: str
 
 
-def attempt(
-    engine: Engine, workload: Workload, job_text: str, home: Home, bar: Bar | None, gpus: Sequence[int]
-) -> Answer:
+def attempt(engine: Engine, workload: Workload, job_text: str, home: Home, bar: Bar | None, gpus: Sequence[int]) -> Answer:
     """One attempt here, after ending what earlier ones of this store left. Raises only what `evaluate` raises."""
     job = TrialJob.model_validate_json(job_text)
     clean(home.store)
