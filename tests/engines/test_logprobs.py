@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -128,7 +129,9 @@ def answers(tmp_path, monkeypatch):
         engine = made(made.Options(kind=kind, model=str(model), start_timeout_s=400, **options))
         assert engine.incomparable() is None
         tag = process.make_tag(tmp_path, "test", 0)
-        folders = {"folder": tmp_path / "trial", "scratch": tmp_path / "scratch", "cache": tmp_path / "cache"}
+        # A log that another launch has ended in would be read as this one's.
+        trial = Path(tempfile.mkdtemp(dir=tmp_path))
+        folders = {"folder": trial / "trial", "scratch": trial / "scratch", "cache": tmp_path / "cache"}
         for folder in folders.values():
             folder.mkdir(exist_ok=True)
         context = Context(study="test", trial=0, tag=tag, **folders)
@@ -140,6 +143,7 @@ def answers(tmp_path, monkeypatch):
 
 
 @pytest.mark.engine
+@pytest.mark.timeout(900)
 def test_vllm_tells_a_smaller_type_from_spoilt_weights(answers, trained):
     fixed = {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "max_model_len": 512}
     options = {"fixed": fixed, "fork": True}
