@@ -157,6 +157,7 @@ def test_vllm_tells_a_smaller_type_from_spoilt_weights(answers, trained):
 
 @pytest.mark.engine
 @pytest.mark.skipif(not SGLANG.is_file(), reason="SGLang is not installed here; make engine-sglang")
+@pytest.mark.timeout(900)
 def test_sglang_tells_a_smaller_type_from_spoilt_weights(answers, trained):
     fixed = {"max_total_tokens": 4096, "context_length": 512, "max_running_requests": 4}
     options = {"fixed": fixed, "python": SGLANG, "env": {"OMP_NUM_THREADS": "1"}}
