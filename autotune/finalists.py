@@ -8,7 +8,7 @@ drift favours nobody. The gain that is reported is the finalists' own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from autotune.analysis import Analysis, Candidate
@@ -45,7 +45,7 @@ class Verdict(Frozen):
 def plan(analysis: Analysis, spec: Finalists, first_number: int, seed: int) -> list[TrialJob]:
     """The jobs of all rounds in order, empty when there is nothing to confirm. `seed` is the search's own."""
     default = analysis.default_candidate
-    chosen = [one for one in choose(analysis, spec.count) if default is None or one.digest != default.digest]
+    chosen = choose(analysis, spec.count)
     if not chosen or default is None:
         return []
     entrants = [(Origin.BASELINE, default.records[0].configuration)]
@@ -60,16 +60,27 @@ def plan(analysis: Analysis, spec: Finalists, first_number: int, seed: int) -> l
 
 
 def choose(analysis: Analysis, count: int) -> list[Candidate]:
-    """The best of each objective and the knee first, then the front's other members, as many as asked.
+    """The best of each objective and the knee first, then the front's other members, as many as asked; never the default.
 
-    Where all of them could fail the quality check, `_with_fallbacks` adds what would win then.
+    A default that is alone on the front may owe it to a lucky run, as any winner may: then the next best of each objective
+    challenge it. Where all of them could fail the quality check, `_with_fallbacks` adds what would win then.
     """
     members = [analysis.feasible[index].trial for index in analysis.noisy_front.members]
     if not members or not count:
         return []
     wanted = [analysis.best(name) for name in analysis.objective_names] + [analysis.knee(), *members]
-    found = [analysis.candidate(trial) for trial in dict.fromkeys(wanted)][:count]
+    front = [analysis.candidate(trial) for trial in dict.fromkeys(wanted)]
+    others = [one for one in front if one is not analysis.default_candidate]
+    found = (others or list({one.trial: one for one in _next_best(analysis)}.values()))[:count]
     return _with_fallbacks(analysis, found, count) if analysis.quality.guard.asks else found
+
+
+def _next_best(analysis: Analysis) -> Iterator[Candidate]:
+    """The best of each objective, the default aside."""
+    others = [one for one in analysis.feasible if one is not analysis.default_candidate]
+    for objective in analysis.study.objectives if others else ():
+        sign = -1 if objective.direction == "maximize" else 1
+        yield min((sign * analysis.mean(one, objective), index, one) for index, one in enumerate(others))[-1]
 
 
 def _with_fallbacks(analysis: Analysis, found: list[Candidate], count: int) -> list[Candidate]:

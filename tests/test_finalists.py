@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autotune import results
-from autotune.finalists import verdicts
+from autotune.finalists import choose, plan, verdicts
 from autotune.trial import CLIENT_LATE, Measured, Measurement, Origin, Row, TrialJob
 
 CONSTRAINT = "ttft_ms.p99"
@@ -64,3 +64,24 @@ def test_a_round_that_only_the_client_spoilt_is_left_out(study):
 def test_a_zero_is_not_dropped_to_make_the_rest_look_better(study):
     _, said = study({"tokens": 150.0}, {"tokens": 151.0}, {"tokens": 0.0})
     assert [one for one in said if one.objective == "output_tokens_per_s"] == []
+
+
+def searched(small_study, make_record, *values):
+    """A search whose default and other trials reached these tokens/s, at 8 GiB all of them."""
+    runs = [run(make_record(number), number, Origin.DEFAULT if not number else Origin.SEARCH, tokens) for number, tokens in values]
+    return results.StudyResults(small_study, tuple(runs))
+
+
+def test_a_default_that_leads_alone_is_challenged_by_the_next_best(small_study, make_record):
+    analysis = searched(small_study, make_record, (0, 200.0), (1, 150.0), (2, 160.0))
+    assert [one.trial for one in choose(analysis, 2)] == [2, 1]
+    jobs = plan(analysis, small_study.finalists.model_copy(update={"count": 1, "repeats": 2}), 3, 0)
+    assert [(job.number, job.origin) for job in jobs] == [
+        (3, Origin.BASELINE), (4, Origin.FINALIST), (5, Origin.FINALIST), (6, Origin.BASELINE),
+    ]  # fmt: skip
+
+
+def test_the_default_takes_no_finalists_place(small_study, make_record):
+    analysis = searched(small_study, make_record, (0, 100.0), (1, 150.0), (2, 90.0))
+    assert [one.trial for one in choose(analysis, 1)] == [1]
+    assert choose(searched(small_study, make_record, (0, 100.0)), 3) == []
