@@ -10,7 +10,6 @@ A new executor is one file in this folder whose module-level name `executor` is 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +38,10 @@ def _no_bar(job: TrialJob) -> Bar | None:
     return None
 
 
+_STUDIES: dict[tuple[Path, str], int] = {}
+"""The studies whose trials this process has begun, in their order."""
+
+
 @dataclass(frozen=True)
 class Site:
     """What an executor runs and where it keeps it. Engines and workload travel to other processes, so they must pickle."""
@@ -57,9 +60,11 @@ class Site:
         """GPUs the job must be leased."""
         return self.engines[job.configuration.engine].gpus_needed(job.configuration)
 
-    def _short_name(self) -> str:
-        """Eight characters that tell this study of this store from any other one that runs in this process."""
-        return hashlib.sha256(f"{self.store.resolve()}\0{self.study}".encode()).hexdigest()[:8]
+    def _scratch_name(self, job: TrialJob) -> str:
+        """Short, whatever the study is called: engines put sockets there, whose paths may have 107 characters. Another study
+        of the same process is told apart by its turn."""
+        turn = _STUDIES.setdefault((self.store.resolve(), self.study), len(_STUDIES))
+        return f"{job.number}-{job.attempt}" + (f"-{turn}" if turn else "")
 
     def context(self, job: TrialJob, gpus: Sequence[int] = (), cpus: Sequence[int] = ()) -> Context:
         """A context of its own for one attempt: tag, folder, scratch; made in the driver, whose life the tag carries."""
@@ -70,8 +75,7 @@ class Site:
             attempt=job.attempt,
             tag=process.make_tag(self.store, self.study, job.number, job.attempt),
             folder=(self.store / self.study / "trials" / name).resolve(),
-            # Short, whatever the study is called: engines put sockets there, whose paths may have 107 characters.
-            scratch=process.scratch_root() / f"{self._short_name()}-{job.number}-{job.attempt}",
+            scratch=process.scratch_root() / self._scratch_name(job),
             cache=(self.store / ".cache").resolve(),
             gpus=tuple(gpus),
             cpus=tuple(cpus),

@@ -72,4 +72,4 @@ class ExecutorContract:
         executor.close()
         executor.close()
         assert leftovers(tmp_path) == []
-        assert not list(process.scratch_root().glob("*-*-*"))
+        assert not list(process.scratch_root().glob("[0-9]*-*"))
