@@ -70,27 +70,33 @@ def choose(analysis: Analysis, count: int) -> list[Candidate]:
         return []
     wanted = [analysis.best(name) for name in analysis.objective_names] + [analysis.knee(), *members]
     front = [analysis.candidate(trial) for trial in dict.fromkeys(wanted)]
-    others = [one for one in front if one is not analysis.default_candidate]
+    others = _but_default(analysis, front)
     found = (others or list({one.trial: one for one in _next_best(analysis)}.values()))[:count]
     return _with_fallbacks(analysis, found, count) if analysis.quality.guard.asks else found
 
 
 def _next_best(analysis: Analysis) -> Iterator[Candidate]:
     """The best of each objective, the default aside."""
-    others = [one for one in analysis.feasible if one is not analysis.default_candidate]
-    for objective in analysis.study.objectives if others else ():
-        sign = -1 if objective.direction == "maximize" else 1
-        yield min((sign * analysis.mean(one, objective), index, one) for index, one in enumerate(others))[-1]
+    for objective in analysis.study.objectives:
+        yield from _ranked(analysis, objective)[:1]
+
+
+def _ranked(analysis: Analysis, objective: Objective) -> list[Candidate]:
+    """The feasible candidates but the default, the best in an objective first."""
+    sign = -1 if objective.direction == "maximize" else 1
+    return sorted(_but_default(analysis, analysis.feasible), key=lambda one: sign * analysis.mean(one, objective))
+
+
+def _but_default(analysis: Analysis, candidates: Sequence[Candidate]) -> list[Candidate]:
+    return [one for one in candidates if one is not analysis.default_candidate]
 
 
 def _with_fallbacks(analysis: Analysis, found: list[Candidate], count: int) -> list[Candidate]:
     """The best with other lossy values while there is room, and in the last place the best that has none."""
-    objective, changes = analysis.study.objectives[0], analysis.quality.changes
-    sign = -1 if objective.direction == "maximize" else 1
-    known = [changes(one.records[0].configuration) for one in found if one is not analysis.default_candidate]
-    others = [one for one in analysis.feasible if one is not analysis.default_candidate]
+    changes = analysis.quality.changes
+    known = [changes(one.records[0].configuration) for one in found]
     added: list[Candidate] = []
-    for one in sorted(others, key=lambda one: sign * analysis.mean(one, objective)):
+    for one in _ranked(analysis, analysis.study.objectives[0]):
         values = changes(one.records[0].configuration)
         if {} not in known and values not in known:
             known.append(values)
