@@ -83,5 +83,14 @@ def test_it_is_wanted_where_it_has_cores_of_its_own(tmp_path, monkeypatch, optio
     if ahead is not None:
         assert ahead.insist is insists and ahead.head[0] == one.python
         assert "CUDA_VISIBLE_DEVICES" not in ahead.env and ahead.env["VLLM_CACHE_ROOT"].startswith(str(tmp_path))
-        without = engine(tmp_path, monkeypatch, standby=True).ahead(tmp_path)
+        without = engine(tmp_path, monkeypatch, standby=True, fork=False).ahead(tmp_path)
         assert set(without.modules) < set(ahead.modules), "forked children need what the server does not"
+
+
+@pytest.mark.parametrize(("option", "device", "forks"), [("auto", "cpu", False), ("auto", "gpu", True), (False, "gpu", False)])
+def test_it_forks_by_itself_on_a_gpu_only(tmp_path, monkeypatch, option, device, forks):
+    one = engine(tmp_path, monkeypatch, fork=option, standby=True)
+    monkeypatch.setattr(VLLM, "on_cpu", device == "cpu")
+    ahead = one.ahead(tmp_path)
+    assert ("AUTOTUNE_FORK" in ahead.env) is forks
+    assert ("vllm.v1.engine.core" in ahead.modules) is forks
