@@ -148,7 +148,7 @@ class Analysis:
         return self.feasible[index].trial
 
     def best(self, metric: str) -> int:
-        """The feasible trial that is best in a metric; within noise the one with fewer overrides, then less memory.
+        """The feasible trial that is best in a metric; within noise one that was measured again, then fewer overrides, less memory.
 
         Raises NothingMeasured, InvalidInput.
         """
@@ -161,7 +161,12 @@ class Analysis:
         leader, samples = min(known, key=lambda pair: sign * estimates.mean(pair[1], noise))
         lead = _interval(samples, noise)
         equal = [one for one, other in known if one is leader or (noise is not None and lead.overlaps(_interval(other, noise)))]
-        return min(equal, key=lambda one: (len(one.records[0].configuration.values), _memory(one), one is not leader)).trial
+
+        def preference(one: Candidate) -> tuple[bool, int, float, bool]:
+            first = one.records[0]
+            return len(one.records) < 2, len(first.configuration.values), _memory(one), one is not leader
+
+        return min(equal, key=preference).trial
 
     def candidate(self, trial: int) -> Candidate:
         """The measured configuration that a trial ran. Raises NotFound, NothingMeasured."""
