@@ -35,6 +35,11 @@ _OUT_OF_MEMORY = re.compile(
     r"|Workers .* were killed due to the node running low on memory|ray\.exceptions\.OutOfMemoryError",
     re.MULTILINE,
 )
+_MACHINE = re.compile(
+    r"address already in use|No space left on device|uncorrectable ECC|no CUDA-capable device|GPU is lost"
+    r"|Failed to initialize NVML",
+    re.IGNORECASE,
+)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"^(?:\([^)]*\)\s*)?([A-Za-z_][\w.]*(?:Error|Exception|Exit)): (.*)$")
 
@@ -42,6 +47,12 @@ _EXCEPTION = re.compile(r"^(?:\([^)]*\)\s*)?([A-Za-z_][\w.]*(?:Error|Exception|E
 def diagnose(log: str, refusals: Sequence[str]) -> Diagnosis | None:
     """What both frameworks die of in the same words; `refusals` are exception names that mean a refused argument."""
     lines = _COLOURS.sub("", log).splitlines()
+    if faults := [line.strip() for line in lines if _MACHINE.search(line)]:
+        return Diagnosis(
+            kind=FailureKind.MACHINE_FAULT,
+            evidence=(faults[-1][:400],),
+            advice="Look at the machine; the configuration is not at fault.",
+        )
     memory = [line.strip() for line in lines if _OUT_OF_MEMORY.search(line)]
     if memory:
         return Diagnosis(kind=FailureKind.OUT_OF_MEMORY, evidence=(memory[-1][:400],), advice="")

@@ -129,14 +129,15 @@ class Trl(Engine):
         }
         script = str(options.script.absolute()) if options.script else f"trl.scripts.{options.algorithm}"
         python = _environment.interpreter(options.python)
-        prefix = [python]
+        prefix, port = [python], str(process.free_port())
         if options.processes > 1:
-            prefix += ["-m", "accelerate.commands.launch", "--num_processes", str(options.processes)]
+            prefix += ["-m", "accelerate.commands.launch", "--num_processes", str(options.processes), "--main_process_port", port]
         steps = str(context.folder.absolute() / FIRST_STEPS)
         config = str(context.folder.absolute() / CONFIG)
         return Launch(
             argv=(*prefix, str(HERE / "tap.py"), steps, script, "--config", config, "--seed", str(context.seed)),
-            env=self.environment(configuration, context),
+            # TRL looks for a free port itself and always finds 29500 first: trials that start together would take the same one.
+            env={"MASTER_PORT": port, **self.environment(configuration, context)},
             files={CONFIG: yaml.safe_dump(content, sort_keys=False)},
         )
 

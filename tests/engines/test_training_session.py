@@ -179,6 +179,11 @@ def test_a_line_that_is_no_json_is_passed_over(opened):
         ("(WorkerDict pid=7) torch.cuda.OutOfMemoryError: CUDA out of memory.", FailureKind.OUT_OF_MEMORY),
         ("ValueError: No available memory for the cache blocks.", FailureKind.OUT_OF_MEMORY),
         ("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory", FailureKind.OUT_OF_MEMORY),
+        (
+            "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. "
+            "port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",
+            FailureKind.MACHINE_FAULT,
+        ),
         ("ValueError: bad", FailureKind.INVALID_CONFIG),
         ("RuntimeError: shape mismatch", FailureKind.CRASHED),
         ("(main pid=3) RuntimeError: shape mismatch", FailureKind.CRASHED),

@@ -63,6 +63,13 @@ def test_a_launch_is_trls_own_script_under_the_tap(context):
     assert "env.NCCL_DEBUG" not in content and launch.env["NCCL_DEBUG"] == "INFO" and launch.env["OMP_NUM_THREADS"] == "1"
 
 
+def test_trials_that_start_together_meet_at_different_ports(context):
+    launches = [make(fixed=SMALL, processes=2).launch(configuration(), context) for _ in range(2)]
+    ports = [launch.env["MASTER_PORT"] for launch in launches]
+    assert ports[0] != ports[1]
+    assert [launch.argv[launch.argv.index("--main_process_port") + 1] for launch in launches] == ports
+
+
 def test_a_configuration_cannot_silence_the_steps(context):
     launch = make(fixed={"logging_steps": 50, "max_steps": 3}).launch(configuration(), context)
     content = yaml.safe_load(launch.files["trial.yaml"])
