@@ -1,4 +1,7 @@
-"""What the tests of training engines share."""
+"""What the tests of engines share."""
+
+import json
+import urllib.request
 
 import pytest
 
@@ -17,3 +20,17 @@ def context(tmp_path):
         cache=tmp_path / "cache",
         seed=11,
     )
+
+
+@pytest.fixture
+def complete():
+    """Asks a served engine for some tokens, and gives how many came."""
+
+    def completed(session, prompt=(5, 6, 7, 8), tokens=4):
+        body = {"model": session.model, "prompt": list(prompt), "max_tokens": tokens, "ignore_eos": True}
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{session.endpoint}/v1/completions", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["usage"]["completion_tokens"]
+
+    return completed
