@@ -127,6 +127,13 @@ class Agenda:
         """GPU-minutes of everything run so far, failed attempts included; minutes of running trials where there is no GPU."""
         return gpu_minutes(self.ledger.attempts)
 
+    def progress(self) -> tuple[int, int]:
+        """How many trials are done, and how many of the search are to come at most, what is tried again among them."""
+        again = {job.number for job in self.waiting}
+        done = [record for record in self.ledger.records.values() if record.number not in again]
+        searched = sum(record.origin is not Origin.FINALIST for record in done)
+        return len(done), max(0, self.plan.study.search_trials - searched)
+
     def give_up(self, lost: Iterable[TrialRecord]) -> None:
         """Note the trials that a failing machine cost, so that the study gets them back once it is mended."""
         self.ledger.note(_LOST, {"attempts": {str(record.number): record.attempt for record in lost}})

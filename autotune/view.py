@@ -79,8 +79,10 @@ def _print_expected(shown: Preview) -> None:
     if expected.minutes is None:
         cost = f"each measuring up to {expected.workload_seconds:.0f} s plus the engine's start, which the first trial will tell"
     else:
-        cost = f"about {expected.seconds_per_trial:.0f} s each, {expected.minutes:.0f} minutes in all"
-    console.print(f"\nThe study runs up to {expected.trials} trials with its finalists, {cost}{limit}.")
+        pace = f"{expected.at_once} at a time" if expected.at_once > 1 else "one after the other"
+        cost = f"about {expected.seconds_per_trial:.0f} s each, {expected.minutes:.0f} minutes in all {pace}"
+    finals = f", {expected.finals} of them to measure the finalists again beside the default" if expected.finals else ""
+    console.print(f"\nThe study runs up to {expected.trials} trials{finals}; {cost}{limit}.")
 
 
 def print_finished(finished: Finished) -> None:
