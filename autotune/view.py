@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from autotune import ledger, results, tables
+from autotune import finalists, ledger, results, tables
 from autotune.analysis import outcome_name
 from autotune.doctor import Finding
 from autotune.errors import AutotuneError, NothingMeasured
@@ -134,8 +134,9 @@ def list_rows(store: Path) -> list[dict[str, Any]]:
 
 
 def print_study(found: StudyResults) -> None:
-    """`autotune show`: the gain first, then the front, every trial, and why the losers lost."""
-    for line in tables.gain_lines(found):
+    """`autotune show`: the gain and the winner first, then the front, every trial, and why the losers lost."""
+    won = finalists.on_winner(found)
+    for line in [*tables.gain_lines(found), *([won] if won else [])]:
         console.print(line, markup=False)
     for rows in (tables.front_rows(found), tables.trial_rows(found), tables.losers(found)):
         if rows.cells:
