@@ -70,7 +70,7 @@ class Loop:
         """A machine that fails every trial would fail the rest too. Raises MachineUnusable."""
         if len(self.faults) >= max(_FAULTS, 2 * self.executor.capacity):
             assert isinstance(self.faults[-1].outcome, Failed)
-            self.agenda.give_up(self.faults)
+            self.agenda.retries.give_up(self.faults)
             why = "; ".join(self.faults[-1].outcome.evidence[:2])
             raise _unusable(
                 f"The last {len(self.faults)} attempts at trials failed by the machine's fault, the last one with: {why}"
