@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from autotune import cache, finalists, gpu
-from autotune.bar import Bar, Standings
+from autotune.bar import Bar
 from autotune.feasibility.cut import Cut
 from autotune.ledger import Ledger
 from autotune.plan import Plan
@@ -20,6 +20,7 @@ from autotune.score import Reached, Score, reached, score
 from autotune.search.driver import Driver, Proposal
 from autotune.search.screening import Screening
 from autotune.search.stopping import GROWTH, flat
+from autotune.standings import Standings
 from autotune.trial import Configuration, Failed, FailureKind, Origin, TrialFailed, TrialJob, TrialRecord
 
 _SEARCHED = (Origin.SEARCH, Origin.AUDIT, Origin.WARM_START)
