@@ -63,5 +63,4 @@ class Retries:
 def _ended(job: TrialJob, kind: FailureKind) -> TrialRecord:
     """What is known of an attempt that its driver did not outlive."""
     evidence = f"The trial was interrupted {job.attempt} times before it ended."
-    failed = Failed(kind=kind, phase=Phase.START, evidence=(evidence,))
-    return TrialRecord(**job.model_dump(exclude={"seed"}), outcome=failed)
+    return job.ended(Failed(kind=kind, phase=Phase.START, evidence=(evidence,)))

@@ -23,8 +23,7 @@ def job(number: int, attempt: int = 1, **more: object) -> TrialJob:
 
 def ended(one: TrialJob, kind: FailureKind | None) -> TrialRecord:
     measured = Measured(measurement=Measurement(rows=()))
-    outcome = measured if kind is None else Failed(kind=kind, phase=Phase.MEASURE)
-    return TrialRecord(**one.model_dump(exclude={"seed"}), outcome=outcome)
+    return one.ended(measured if kind is None else Failed(kind=kind, phase=Phase.MEASURE))
 
 
 @pytest.mark.parametrize(
