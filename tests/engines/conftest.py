@@ -1,12 +1,15 @@
 """What the tests of engines share."""
 
+import importlib
 import json
+import sys
 import urllib.request
 
 import pytest
 
 from autotune import process
 from autotune.engines.base import Context
+from autotune.engines.verl import TRIAL_FOLDER
 
 
 @pytest.fixture
@@ -34,3 +37,13 @@ def complete():
             return json.load(answer)["usage"]["completion_tokens"]
 
     return completed
+
+
+@pytest.fixture
+def trial(monkeypatch):
+    """What a verl trial patches verl with, imported anew."""
+    monkeypatch.syspath_prepend(str(TRIAL_FOLDER))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    sys.modules.pop("autotune_verl_trial", None)
+    yield importlib.import_module("autotune_verl_trial")
+    sys.modules.pop("autotune_verl_trial", None)
