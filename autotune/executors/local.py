@@ -156,10 +156,10 @@ class LocalExecutor(Executor):
     def _start(self, job: TrialJob, gpus: tuple[int, ...], share: Share) -> _Running:
         slot = min(set(range(len(self._running) + 1)) - {one.slot for one in self._running})
         context = self.site.context(job, gpus, share.engine)
-        order = (job, share.client, self._idle_of(gpus))
-        place = self._spares.take(slot, job.configuration.engine, context, *order)
+        order = _worker.Order(context, job, share.client, self._idle_of(gpus))
+        place = self._spares.take(slot, job.configuration.engine, order)
         if place is None:
-            arguments = (self.site.engines[job.configuration.engine], self.site.workload, context, *order)
+            arguments = (self.site.engines[job.configuration.engine], self.site.workload, order)
             place = opened(self.site, _worker.work, arguments, context, name=f"trial-{job.number}")
         return _Running(**vars(place), job=job, slot=slot, share=share, deadline=time.monotonic() + self._patience_s(job))
 
