@@ -169,38 +169,34 @@ def confirmed(one: Candidate) -> bool:
 
 
 def winner(analysis: Analysis) -> Candidate:
-    """What is exported: the knee of the front where it was measured again, else that of the finalists that held and that the
-    default does not beat, else the default. Where no finalist held or there was none, the knee, whatever it owes to luck.
+    """What is exported: the knee of the front where it is a finalist, else the knee of what was measured again and held, the
+    default among it; a tie goes to the finalist. Where no finalist held or there was none, the front's knee, lucky or not.
 
     Raises NothingMeasured.
     """
-    knee = analysis.candidate(analysis.knee())
-    again = [one for one in analysis.feasible if confirmed(one)]
-    if confirmed(knee) or not _but_default(analysis, again):
+    knee, default = analysis.candidate(analysis.knee()), analysis.default_candidate
+    again = sorted((one for one in analysis.feasible if confirmed(one)), key=lambda one: one is default)
+    if not _but_default(analysis, again) or (confirmed(knee) and knee is not default):
         return knee
-    points = [analysis.point(one) for one in again]
-    front = [again[index] for index in pareto.front(points, analysis.directions)]
-    left = _but_default(analysis, front) or front
-    place = pareto.knee([analysis.point(one) for one in left], analysis.directions)
-    assert place is not None, "a front has a knee"
-    return left[place]
+    place = pareto.knee([analysis.point(one) for one in again], analysis.directions)
+    assert place is not None, "points have a knee"
+    return again[place]
 
 
 def on_winner(analysis: Analysis) -> str | None:
     """Which trial that is and what speaks for it, in a sentence; None where nothing can be exported."""
     try:
-        one, knee = winner(analysis), analysis.knee()
+        one, knee = winner(analysis), analysis.candidate(analysis.knee())
     except NothingMeasured:
         return None
     best = "knee" if len(analysis.objective_names) > 1 else "best"
     if one is analysis.default_candidate:
         return f"The winner is the engine's default, trial {one.trial}."
-    if one.trial != knee:
-        return (
-            f"The winner is trial {one.trial}, the {best} of what was measured again; trial {knee} was not, and may owe it to luck."
-        )
-    again = "measured again beside the default" if confirmed(one) else "which was not measured again and may owe it to luck"
-    return f"The winner is trial {one.trial}, the {best} of the front, {again}."
+    if one is knee:
+        again = "measured again beside the default" if confirmed(one) else "which was not measured again and may owe it to luck"
+        return f"The winner is trial {one.trial}, the {best} of the front, {again}."
+    lucky = "" if confirmed(knee) else f"; trial {knee.trial}, the {best} of the front, was not and may owe it to luck"
+    return f"The winner is trial {one.trial}, the {best} of what was measured again{lucky}."
 
 
 def remaining(jobs: Sequence[TrialJob], records: Mapping[int, TrialRecord]) -> list[TrialJob]:
