@@ -10,23 +10,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from autotune import cache, finalists, gpu
-from autotune.bar import Bar, Standings
+from autotune.bar import Bar
 from autotune.feasibility.cut import Cut
 from autotune.ledger import Ledger
 from autotune.plan import Plan
 from autotune.results import StudyResults
+from autotune.retries import Retries
 from autotune.score import Reached, Score, reached, score
 from autotune.search.driver import Driver, Proposal
 from autotune.search.screening import Screening
 from autotune.search.stopping import GROWTH, flat
-from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, TrialFailed, TrialJob, TrialRecord
-
-MAX_ATTEMPTS = 3
-"""A trial in flight at this many deaths of its driver is taken for their cause."""
-_LOST = "lost to the machine"
-"""The ledger's note of trials that ran while the machine failed every one."""
-RETRIES = 1
-"""How often a machine's fault is tried again."""
+from autotune.standings import Standings
+from autotune.trial import Configuration, Failed, FailureKind, Origin, TrialFailed, TrialJob, TrialRecord
 
 _SEARCHED = (Origin.SEARCH, Origin.AUDIT, Origin.WARM_START)
 """Trials that nobody asked for by name: these may be ended early."""
@@ -39,6 +34,7 @@ class Agenda:
 
     def __init__(self, plan: Plan, ledger: Ledger, driver: Driver, say: Callable[[str], None]) -> None:
         self.plan, self.ledger, self.driver, self.say = plan, ledger, driver, say
+        self.retries = Retries(ledger, plan.study.search.seed)
         self.waiting: deque[TrialJob] = deque()
         self.stopped: str | None = None
         """Why the search is over, once it is."""
@@ -84,8 +80,8 @@ class Agenda:
         found = self._tell(record)
         for sentence in self.screening.hear(record, found):
             self.say(sentence)
-        if _to_retry(record):
-            self._again(self._job(record))
+        if (again := self.retries.after(record)) is not None:
+            self.waiting.append(again)
         return found
 
     def score(self, record: TrialRecord) -> Score | None:
@@ -127,29 +123,23 @@ class Agenda:
         """GPU-minutes of everything run so far, failed attempts included; minutes of running trials where there is no GPU."""
         return gpu_minutes(self.ledger.attempts)
 
-    def give_up(self, lost: Iterable[TrialRecord]) -> None:
-        """Note the trials that a failing machine cost, so that the study gets them back once it is mended."""
-        self.ledger.note(_LOST, {"attempts": {str(record.number): record.attempt for record in lost}})
+    def progress(self) -> tuple[int, int]:
+        """How many trials are done, and how many of the search are to come at most, what is tried again among them."""
+        again = {job.number for job in self.waiting}
+        done = [record for record in self.ledger.records.values() if record.number not in again]
+        searched = sum(record.origin is not Origin.FINALIST for record in done)
+        return len(done), max(0, self.plan.study.search_trials - searched)
 
     def _restore(self) -> None:
-        lost: dict[str, int] = {}
         for note in self.ledger.notes:
             if note.kind == "cut":
                 self.driver.cut(Cut.model_validate(note.payload))
-            elif note.kind == _LOST:
-                lost |= note.payload["attempts"]
         for number in sorted(self.ledger.records):
             record = self.ledger.records[number]
             self.screening.hear(record, self._tell(record))
-            if any(job.number == number for job in self.ledger.in_flight):
-                continue
-            if lost.get(str(number)) == record.attempt:
-                self.waiting.append(self._job(record).model_copy(update={"attempt": record.attempt + 1}))
-            elif _to_retry(record):
-                self._again(self._job(record))
         for job in self.ledger.in_flight:
             self.driver.begin(job.number, job.configuration, job.point)
-            self._again(job)
+        self.waiting.extend(self.retries.owed())
 
     def _tell(self, record: TrialRecord) -> Score | None:
         found = self.score(record)
@@ -166,20 +156,6 @@ class Agenda:
         if not isinstance(outcome, Failed) or outcome.kind is not FailureKind.ENDED_EARLY or outcome.partial is None:
             return None
         return reached(outcome.partial, self.plan.study.objectives, self.plan.study.constraints)
-
-    def _again(self, job: TrialJob) -> None:
-        if job.attempt < MAX_ATTEMPTS:
-            self.waiting.append(job.model_copy(update={"attempt": job.attempt + 1}))
-            return
-        evidence = f"The trial was interrupted {job.attempt} times before it ended."
-        failed = Failed(kind=FailureKind.MACHINE_FAULT, phase=Phase.START, evidence=(evidence,))
-        self.ledger.record(TrialRecord(**job.model_dump(exclude={"seed"}), outcome=failed))
-
-    def _job(self, record: TrialRecord) -> TrialJob:
-        """The job that a record came of, a finalist's with the arrivals of its round."""
-        rounds = [job for note in self.ledger.notes if note.kind == "finalists" for job in note.payload["jobs"]]
-        seed = next((job["seed"] for job in rounds if job["number"] == record.number), self.seed)
-        return TrialJob(**record.model_dump(include={"number", "configuration", "origin", "point", "attempt"}), seed=seed)
 
     def _proposed(self) -> TrialJob | None:
         self.stopped = self._over()
@@ -260,12 +236,3 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _to_retry(record: TrialRecord) -> bool:
-    """Whether a failure was the machine's or the user's, and another attempt is due."""
-    if not isinstance(record.outcome, Failed):
-        return False
-    if record.outcome.kind is FailureKind.INTERRUPTED:
-        return record.attempt < MAX_ATTEMPTS
-    return record.outcome.kind is FailureKind.MACHINE_FAULT and record.attempt <= RETRIES

@@ -167,7 +167,7 @@ def export(
     to: Annotated[str, typer.Option("--to", help="The format: shell, vllm_yaml, compose, kubernetes, ...")],
     store: StoreOption = STORE,
     trial: Annotated[int | None, typer.Option("--trial", help="Export this trial.")] = None,
-    pick: Annotated[str, typer.Option("--pick", help="knee, or best:METRIC, of the front.")] = "knee",
+    pick: Annotated[str, typer.Option("--pick", help="winner, or knee or best:METRIC of the front.")] = "winner",
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write to; the study's own export folder if not given.")
     ] = None,

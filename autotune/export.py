@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from autotune import exporters, plan, source
+from autotune import exporters, finalists, plan, source
 from autotune.analysis import Candidate
 from autotune.engines.base import Engine, Identity
 from autotune.errors import AutotuneError, InvalidInput, Mistake
@@ -15,6 +15,8 @@ from autotune.ledger import STUDY
 from autotune.metrics import lookup
 from autotune.results import StudyResults
 from autotune.secrets import redact
+
+_ONCE = "It was not measured again beside the default: its figures are the search's own and may owe something to luck."
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,11 @@ def export(
     *,
     store: Path,
     trial: int | None = None,
-    pick: str = "knee",
+    pick: str = "winner",
     out: Path | None = None,
     prove: bool = True,
 ) -> Written:
-    """Export one trial, the knee of the front unless named otherwise.
+    """Export one trial, the study's winner unless named otherwise.
 
     Raises NotFound, NothingMeasured (a failed trial is never exported), InvalidInput (the target's parser refuses it).
     """
@@ -67,12 +69,14 @@ def export(
 
 
 def choose(found: StudyResults, pick: str) -> int:
-    """The trial of `knee` or `best:METRIC`. Raises InvalidInput, NothingMeasured."""
+    """The trial of `winner`, `knee` or `best:METRIC`. Raises InvalidInput, NothingMeasured."""
+    if pick == "winner":
+        return finalists.winner(found).trial
     if pick == "knee":
         return found.knee()
     name, _, metric = pick.partition(":")
     if name != "best" or not metric:
-        raise InvalidInput([Mistake("--pick", f"{pick!r} is not a choice.", allowed="knee, best:METRIC")])
+        raise InvalidInput([Mistake("--pick", f"{pick!r} is not a choice.", allowed="winner, knee, best:METRIC")])
     return found.best(metric)
 
 
@@ -106,9 +110,10 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
 
 
 def _cautions(found: StudyResults, chosen: Candidate) -> tuple[str, ...]:
-    """That its answers can differ from the default's and nobody looked."""
+    """That its numbers were not measured again, and that its answers can differ from the default's and nobody looked."""
+    once = [] if chosen is found.default_candidate or finalists.confirmed(chosen) else [_ONCE]
     check = found.quality.check(chosen.records[0].configuration)
-    return (str(check),) if check is not None and check.answer == "not checked" else ()
+    return (*once, *([str(check)] if check is not None and check.answer == "not checked" else []))
 
 
 def _identity(engine: Engine, found: StudyResults) -> Identity:

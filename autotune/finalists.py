@@ -11,7 +11,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+from autotune import pareto
 from autotune.analysis import Analysis, Candidate
+from autotune.errors import NothingMeasured
 from autotune.estimates import pooled
 from autotune.score import Objective
 from autotune.stats import t_quantile, t_tail
@@ -159,6 +161,42 @@ def _corrected(found: Sequence[Verdict]) -> list[Verdict]:
         corrected[index] = worst
     answers = [verdict.answer if corrected[index] < LEVEL else "not distinguishable" for index, verdict in enumerate(found)]
     return [verdict.model_copy(update={"p": corrected[index], "answer": answers[index]}) for index, verdict in enumerate(found)]
+
+
+def confirmed(one: Candidate) -> bool:
+    """Whether it was measured again: as a finalist, or as the default beside them."""
+    return any(record.origin in (Origin.FINALIST, Origin.BASELINE) for record in one.records)
+
+
+def winner(analysis: Analysis) -> Candidate:
+    """What is exported: the knee of the front where it is a finalist, else the knee of what was measured again and held, the
+    default among it; a tie goes to the finalist. Where no finalist held or there was none, the front's knee, lucky or not.
+
+    Raises NothingMeasured.
+    """
+    knee, default = analysis.candidate(analysis.knee()), analysis.default_candidate
+    again = sorted((one for one in analysis.feasible if confirmed(one)), key=lambda one: one is default)
+    if not _but_default(analysis, again) or (confirmed(knee) and knee is not default):
+        return knee
+    place = pareto.knee([analysis.point(one) for one in again], analysis.directions)
+    assert place is not None, "points have a knee"
+    return again[place]
+
+
+def on_winner(analysis: Analysis) -> str | None:
+    """Which trial that is and what speaks for it, in a sentence; None where nothing can be exported."""
+    try:
+        one, knee = winner(analysis), analysis.candidate(analysis.knee())
+    except NothingMeasured:
+        return None
+    best = "knee" if len(analysis.objective_names) > 1 else "best"
+    if one is analysis.default_candidate:
+        return f"The winner is the engine's default, trial {one.trial}."
+    if one is knee:
+        again = "measured again beside the default" if confirmed(one) else "which was not measured again and may owe it to luck"
+        return f"The winner is trial {one.trial}, the {best} of the front, {again}."
+    lucky = "" if confirmed(knee) else f"; trial {knee.trial}, the {best} of the front, was not and may owe it to luck"
+    return f"The winner is trial {one.trial}, the {best} of what was measured again{lucky}."
 
 
 def remaining(jobs: Sequence[TrialJob], records: Mapping[int, TrialRecord]) -> list[TrialJob]:

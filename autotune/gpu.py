@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from autotune.proc import Proc
 from autotune.sampling import TreeSampler
@@ -142,7 +142,7 @@ class Sample:
 
 
 class Sampler(TreeSampler):
-    """Samples a trial's GPUs until closed."""
+    """Samples a trial's GPUs until closed; without a GPU it starts no thread and has seen nothing."""
 
     def __init__(self, gpus: Sequence[int], members: Callable[[], list[Proc]], interval_s: float = 0.2) -> None:
         """`members` gives the trial's processes; memory is theirs where NVML tells it for each process."""
@@ -153,6 +153,9 @@ class Sampler(TreeSampler):
         self._handles = [_ask("nvmlDeviceGetHandleByIndex", index) for index in gpus]
         self._clocks: list[float] = []
         self._throttles: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return super().__enter__() if self.gpus else self
 
     def totals(self) -> dict[str, float]:
         """`peak_gpu_memory_gib`, `energy_joule` and `gpu_utilization` over everything sampled; what was not measured is absent."""
@@ -183,8 +186,6 @@ class Sampler(TreeSampler):
         return facts
 
     def look(self, pids: frozenset[int], anew: bool) -> None:
-        if not self.gpus:
-            return
         if anew:
             self._look_at_clocks()
         self.samples.append(self._sample(pids))

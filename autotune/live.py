@@ -21,8 +21,9 @@ class Reporter(Protocol):
     def say(self, text: str) -> None:
         """A sentence for the user."""
 
-    def expect(self, trials: int, seconds_per_trial: float | None) -> None:
-        """How many trials will run in all, as known now, and what one is expected to take."""
+    def expect(self, done: int, search: int, finals: int, at_once: int) -> None:
+        """How many trials are done, how many of the search and of the finalists' rounds are to come at most, and how many
+        run at a time."""
 
     def started(self, job: TrialJob) -> None:
         """A trial was handed to the executor."""
@@ -46,7 +47,7 @@ class Silent:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
-    def expect(self, trials: int, seconds_per_trial: float | None) -> None:
+    def expect(self, done: int, search: int, finals: int, at_once: int) -> None:
         pass
 
     def started(self, job: TrialJob) -> None:
@@ -68,8 +69,11 @@ class Live:
     def __init__(self, name: str, objectives: tuple[str, ...]) -> None:
         self.console = Plain(highlight=False)
         self.name, self.objectives = name, objectives
-        self.total, self.done, self.expected = 0, 0, 0.0
+        self.total, self.done, self.finals, self.at_once = 0, 0, 0, 1
         self.spent: list[float] = []
+        """Wall seconds of each trial that ended."""
+        self.whole: list[float] = []
+        """Of those that ran to their end, as a finalist's does."""
         self.begun: dict[int, float] = {}
         self.tasks: dict[int, TaskID] = {}
         columns = (
@@ -85,8 +89,8 @@ class Live:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
-    def expect(self, trials: int, seconds_per_trial: float | None) -> None:
-        self.total, self.expected = trials, seconds_per_trial or self.expected
+    def expect(self, done: int, search: int, finals: int, at_once: int) -> None:
+        self.done, self.total, self.finals, self.at_once = done, done + search + finals, finals, max(1, at_once)
         self._study_bar()
 
     def started(self, job: TrialJob) -> None:
@@ -105,6 +109,7 @@ class Live:
             self.bars.remove_task(self.tasks.pop(record.number))
         if record.number in self.begun and record.reused_from is None:
             self.spent.append(time.monotonic() - self.begun.pop(record.number))
+            self.whole += self.spent[-1:] if record.measurement is not None else []
         self.done += 1
         self.say(f"trial {record.number} ({record.origin}): {self._result(record, score)}  [{_brief(record.configuration)}]")
         self._study_bar()
@@ -127,9 +132,13 @@ class Live:
         )
 
     def _left(self) -> str:
-        per_trial = statistics.median(self.spent) if self.spent else self.expected
-        left = max(self.total - self.done, 0) * per_trial
-        return f", about {left / 60:.0f} min left" if left >= 60 else f", about {left:.0f} s left" if left else ""
+        if not self.spent:
+            return ""
+        left = max(self.total - self.done, 0)
+        finals = min(self.finals, left)
+        seconds = (left - finals) * statistics.median(self.spent) + finals * statistics.median(self.whole or self.spent)
+        left_s = seconds / self.at_once
+        return f", about {left_s / 60:.0f} min left" if left_s >= 60 else f", about {left_s:.0f} s left" if left_s else ""
 
 
 def _brief(configuration: Configuration) -> str:

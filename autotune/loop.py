@@ -30,14 +30,13 @@ class Loop:
 
     def run(self) -> None:
         """The search, then the finalists beside the default. Raises MachineUnusable, StoreUnwritable."""
-        trials = self.agenda.plan.study.budget.trials
-        self.reporter.expect(trials, None)
+        self.reporter.expect(*self.agenda.progress(), self.agenda.plan.study.finalists.trials, self.executor.capacity)
         self.work(self.agenda.next)
         for sentence in policy.prior_says(self.agenda.plan, self.agenda.ledger.records.values()):
             self.reporter.say(sentence)
         if not self.interrupts.stopping and self.agenda.stopped is not None and (left := self.agenda.plan_finals()):
             self.reporter.say(f"{self.agenda.stopped} The front is now measured again beside the default: {left} trials.")
-            self.reporter.expect(trials + left, None)
+            self.reporter.expect(self.agenda.progress()[0], 0, left, self.executor.capacity)
             self.work(self.agenda.next_final)
 
     def work(self, source: Source) -> None:
@@ -71,7 +70,7 @@ class Loop:
         """A machine that fails every trial would fail the rest too. Raises MachineUnusable."""
         if len(self.faults) >= max(_FAULTS, 2 * self.executor.capacity):
             assert isinstance(self.faults[-1].outcome, Failed)
-            self.agenda.give_up(self.faults)
+            self.agenda.retries.give_up(self.faults)
             why = "; ".join(self.faults[-1].outcome.evidence[:2])
             raise _unusable(
                 f"The last {len(self.faults)} attempts at trials failed by the machine's fault, the last one with: {why}"

@@ -11,7 +11,8 @@ from autotune.ledger import Ledger
 from autotune.plan import Plan
 from autotune.score import Objective, score
 from autotune.search import warm_start
-from autotune.search.driver import Driver, First, Prior
+from autotune.search.candidates import Prior
+from autotune.search.driver import Driver, First
 from autotune.search.prior import Begun, Roofline, agreement, pick
 from autotune.trial import Configuration, Origin, TrialFailed, TrialRecord
 

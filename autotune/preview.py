@@ -46,6 +46,11 @@ class Expected(Frozen):
     """What the study is expected to cost."""
 
     trials: int
+    """At most, those of the finalists' rounds included."""
+    finals: int
+    """Those of the finalists' rounds alone."""
+    at_once: int
+    """How many run at a time; 1 where the study leaves that to the machine."""
     seconds_per_trial: float | None
     """Median of this store's earlier trials of the engine where there are any; otherwise None, since a start cannot be guessed."""
     workload_seconds: float
@@ -159,14 +164,16 @@ def _expected(plan: Plan) -> Expected:
     measured = [seconds for engine in plan.engines.values() for seconds in _history(plan.store, engine)]
     workload = plan.workload.expected_seconds()
     overhead = statistics.median(measured) if measured else None
-    finalists = plan.study.finalists
-    trials = plan.study.budget.trials + (finalists.count + 1) * finalists.repeats * (finalists.count > 0)
+    finals, parallel = plan.study.finalists.trials, plan.study.executor.parallel
+    trials, at_once = plan.study.search_trials + finals, parallel if isinstance(parallel, int) else 1
     per_trial = None if overhead is None else overhead + workload
     return Expected(
         trials=trials,
+        finals=finals,
+        at_once=at_once,
         seconds_per_trial=per_trial,
         workload_seconds=workload,
-        minutes=None if per_trial is None else trials * per_trial / 60,
+        minutes=None if per_trial is None else trials * per_trial / 60 / at_once,
         limit_gpu_minutes=plan.study.budget.gpu_minutes,
     )
 

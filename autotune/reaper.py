@@ -13,10 +13,17 @@ from autotune import proc
 from autotune.ending import end
 from autotune.errors import AutotuneError
 
+_NO_TRIAL = {
+    "standby": "an interpreter kept ready, or the trial launched in it,",
+    "tracking": "the sender to the tracking server",
+    "workers": "the trials' workers",
+}
+"""What a tag stands for that was made before there was a trial, or for none; a process keeps its tag for life."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
-    """One trial's leftovers that were ended."""
+    """One tag's leftovers that were ended. `trial` is the trial's number and attempt, or what else the tag was made for."""
 
     study: str
     trial: str
@@ -25,7 +32,8 @@ class Reaped:
 
     def __str__(self) -> str:
         count = "1 process" if len(self.pids) == 1 else f"{len(self.pids)} processes"
-        said = f"{count} of trial {self.trial} of study {self.study}"
+        whose = _NO_TRIAL.get(self.trial.rpartition("-")[0], f"trial {self.trial}")
+        said = f"{count} of {whose} of study {self.study}"
         return f"{said}; {len(self.survivors)} did not end" if self.survivors else said
 
 

@@ -92,10 +92,11 @@ def _introduction(found: StudyResults) -> list[str]:
 
 
 def _verdicts(found: StudyResults) -> list[str]:
-    """What the finalists' rounds said, as the last plan of them is noted in the ledger."""
+    """The winner, and what the finalists' rounds said, as the last plan of them is noted in the ledger."""
     planned = [note.payload["jobs"] for note in found.notes if note.kind == "finalists"]
     jobs = [TrialJob.model_validate(job) for job in planned[-1]] if planned else []
-    return [str(verdict) for verdict in finalists.verdicts(found, jobs)]
+    won = finalists.on_winner(found)
+    return [*([won] if won else []), *(str(verdict) for verdict in finalists.verdicts(found, jobs))]
 
 
 def _cuts(found: StudyResults) -> Rows:

@@ -92,6 +92,11 @@ class Finalists(Frozen):
     count: int = Field(default=3, ge=0, le=5)
     repeats: int = Field(default=3, ge=2, le=20)
 
+    @property
+    def trials(self) -> int:
+        """How many trials the rounds take at most: each measures every finalist and the default once."""
+        return (self.count + 1) * self.repeats if self.count else 0
+
 
 class QualitySpec(Frozen):
     """What a finalist that changes the model's answers must keep to, where the weights are real."""
@@ -190,6 +195,12 @@ class Study(Frozen):
                 if name in names[:index]:
                     raise WrongValue(f"{name!r} stands twice in this list.", field, index)
         return self
+
+    @property
+    def search_trials(self) -> int:
+        """How many trials the search takes at most: its budget, and the default again after every so many of it."""
+        every = self.search.baseline_every
+        return self.budget.trials + ((self.budget.trials - 1) // every if every else 0)
 
     @property
     def identity(self) -> str:

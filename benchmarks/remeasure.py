@@ -15,16 +15,14 @@ import argparse
 import datetime
 import json
 import math
-import os
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from load_client import VLLM_WRAPPER
+from bench_serve import BenchServe
 
 from autotune import plan as plans
 from autotune import results
@@ -74,22 +72,16 @@ def offered(load: Load, options: HttpOptions, found: StudyResults, one: Candidat
 
 def bench_serve(python: str, session: Session, prompts: Path, load: Load, count: int) -> Mapping[str, list[float]]:
     """`bench serve`'s own record of one level."""
-    pace = ["--request-rate", str(load.request_rate)] if load.request_rate else ["--max-concurrency", str(load.concurrency)]
-    command = [
-        python, "-c", VLLM_WRAPPER, "bench", "serve", "--backend", "vllm", "--base-url", str(session.endpoint),
-        "--model", session.model, "--tokenizer", str(session.model_folder or session.model), "--dataset-name", "custom",
-        "--dataset-path", str(prompts), "--custom-output-len", "-1", "--skip-chat-template", "--disable-shuffle",
-        "--num-prompts", str(count), *pace, "--ignore-eos", "--save-result", "--save-detailed", "--disable-tqdm",
-        "--result-dir", str(prompts.parent), "--result-filename", "theirs.json",
-    ]  # fmt: skip
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    if done.returncode:
-        raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
-    report: Mapping[str, list[float]] = json.loads((prompts.parent / "theirs.json").read_text())
-    if report["completed"] != count:
-        raise SystemExit(f"bench serve finished {report['completed']} of {count} requests.")
-    return report
+    rate = load.request_rate
+    return BenchServe(
+        url=str(session.endpoint),
+        model=session.model,
+        tokenizer=session.model_folder or session.model,
+        prompts=prompts,
+        requests=count,
+        pace=("--request-rate", rate) if rate else ("--max-concurrency", load.concurrency or 0),
+        python=python,
+    ).run()
 
 
 def figures(report: Mapping[str, list[float]], warm_up_s: float, measure_s: float) -> dict[str, float]:

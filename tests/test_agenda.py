@@ -39,7 +39,7 @@ def agenda(plan, ledger) -> Agenda:
 
 
 def failed(job: TrialJob, kind: FailureKind, **more: object) -> TrialRecord:
-    return TrialRecord(**job.model_dump(exclude={"seed"}), outcome=Failed(kind=kind, phase=Phase.MEASURE), **more)
+    return job.ended(Failed(kind=kind, phase=Phase.MEASURE)).model_copy(update=more)
 
 
 @pytest.mark.parametrize("resumed", [False, True])

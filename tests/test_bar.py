@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.bar import CONFIDENCE, LEAST_GAIN, Bar, SoFar, Spread, Standings, ceiling, decisive_first
+from autotune.bar import CONFIDENCE, LEAST_GAIN, Bar, SoFar, Spread, ceiling, decisive_first
 from autotune.score import Constraint, Objective, Score, Selector
+from autotune.standings import Standings
 from autotune.trial import Configuration, Measured, Measurement, Origin, Row, TrialRecord
 
 MOST = "output_tokens_per_s @ concurrency=512"

@@ -301,7 +301,7 @@ def test_progress_shows_an_engines_words_as_words(monkeypatch, terminal):
     monkeypatch.setattr(live, "Plain", lambda **kwargs: Plain(file=shown, force_terminal=terminal, width=300, no_color=True))
     reporter = live.Live("small", ("output_tokens_per_s",))
     job = TrialJob(number=1, configuration=failed().configuration)
-    reporter.expect(3, 60.0)
+    reporter.expect(0, 3, 0, 1)
     reporter.started(job)
     reporter.progress(1, NASTY, 0.5)
     reporter.bars.refresh()
@@ -314,12 +314,22 @@ def test_progress_shows_an_engines_words_as_words(monkeypatch, terminal):
 
 def test_the_time_left_follows_what_trials_took():
     reporter = live.Live("small", ())
-    reporter.expect(11, 60.0)
-    assert reporter._left() == ", about 11 min left"
+    reporter.expect(0, 11, 0, 1)
+    assert reporter._left() == "", "nothing is known yet of how long a trial takes"
     reporter.spent, reporter.done = [30.0, 30.0, 90.0], 3
     assert reporter._left() == ", about 4 min left"
     reporter.done = 11
     assert reporter._left() == ""
+    reporter.close()
+
+
+def test_the_time_left_holds_the_finalists_at_a_whole_trials_seconds_and_what_runs_at_once():
+    reporter = live.Live("small", ())
+    reporter.expect(4, 6, 8, 2)
+    reporter.spent, reporter.whole = [30.0, 30.0, 90.0], [90.0]
+    assert reporter._left() == ", about 8 min left", "(6 x 30 s + 8 x 90 s) / 2"
+    reporter.done = 14
+    assert reporter._left() == ", about 3 min left", "4 x 90 s / 2"
     reporter.close()
 
 

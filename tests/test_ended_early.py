@@ -51,7 +51,7 @@ def agenda(tmp_path):
         job = TrialJob(number=0, configuration=Configuration(engine="recorded"), origin=Origin.DEFAULT)
         measured = Measured(measurement=Measurement(rows=rows, totals={"peak_gpu_memory_gib": 60.0}))
         ledger.begin(job)
-        found.finished(TrialRecord(**job.model_dump(exclude={"seed"}), outcome=measured))
+        found.finished(job.ended(measured))
         yield found
 
 

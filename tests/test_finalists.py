@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from autotune import results
-from autotune.finalists import choose, plan, verdicts
+from autotune import export, results
+from autotune.finalists import choose, on_winner, plan, verdicts, winner
 from autotune.trial import CLIENT_LATE, Measured, Measurement, Origin, Row, TrialJob
 
 CONSTRAINT = "ttft_ms.p99"
 
 
-def run(base, number, origin, tokens, ttft=250.0, invalid=None):
+def run(base, number, origin, tokens, ttft=250.0, invalid=None, memory=8.0):
     rows = (Row(level={"request_rate": 4}, metrics={"output_tokens_per_s": tokens, CONSTRAINT: ttft}, invalid=invalid),)
-    outcome = Measured(measurement=Measurement(rows=rows, totals={"peak_memory_gib": 8.0}))
+    outcome = Measured(measurement=Measurement(rows=rows, totals={"peak_memory_gib": memory}))
     return base.model_copy(update={"number": number, "origin": origin, "outcome": outcome})
 
 
@@ -85,3 +85,61 @@ def test_the_default_takes_no_finalists_place(small_study, make_record):
     analysis = searched(small_study, make_record, (0, 100.0), (1, 150.0), (2, 90.0))
     assert [one.trial for one in choose(analysis, 1)] == [1]
     assert choose(searched(small_study, make_record, (0, 100.0)), 3) == []
+
+
+@pytest.fixture
+def won(small_study, make_record):
+    """What is exported of a search of 100 (the default), 160 and 150 tokens/s, after the rounds measured the 160 again."""
+
+    def made(*finals, third=150.0):
+        default, fast, lucky = make_record(0), make_record(1), make_record(2)
+        found = [run(default, 0, Origin.DEFAULT, 100.0), run(fast, 1, Origin.SEARCH, 160.0), run(lucky, 2, Origin.SEARCH, third)]
+        for turn, final in enumerate(finals):
+            found += [run(default, 3 + 2 * turn, Origin.BASELINE, 100.0), run(fast, 4 + 2 * turn, Origin.FINALIST, **final)]
+        analysis = results.StudyResults(small_study, tuple(found))
+        assert export.choose(analysis, "winner") == winner(analysis).trial
+        return analysis, winner(analysis), on_winner(analysis)
+
+    return made
+
+
+def test_a_knee_that_was_measured_again_wins(won):
+    analysis, one, said = won({"tokens": 155.0}, {"tokens": 156.0})
+    assert (
+        one.trial == analysis.knee() == 1
+        and said == "The winner is trial 1, the knee of the front, measured again beside the default."
+    )
+    assert export._cautions(analysis, one) == ()
+
+
+def test_a_finalist_that_held_wins_over_a_run_that_nobody_repeated(won):
+    analysis, one, said = won({"tokens": 140.0}, {"tokens": 141.0})
+    assert (one.trial, analysis.knee()) == (1, 2)
+    assert "winner is trial 1" in said and "trial 2, the knee of the front, was not" in said
+    assert any("not measured again" in caution for caution in export._cautions(analysis, analysis.candidate(2)))
+
+
+def test_the_default_wins_where_it_beats_every_finalist(won):
+    analysis, one, said = won({"tokens": 90.0}, {"tokens": 91.0})
+    assert one is analysis.default_candidate and said == "The winner is the engine's default, trial 0."
+    assert export._cautions(analysis, one) == ()
+
+
+def test_a_finalist_that_trades_one_goal_for_another_wins_over_the_default_that_ties_with_it(won):
+    """Of a front of two neither is nearer to the ideal, and nobody tunes for the default."""
+    traded = {"tokens": 165.0, "memory": 9.0}
+    analysis, one, said = won(traded, traded, third=90.0)
+    assert analysis.knee() == 0, "which stands first"
+    assert one.trial == 1 and said == "The winner is trial 1, the knee of what was measured again."
+
+
+@pytest.mark.parametrize("finals", [(), ({"tokens": 155.0, "ttft": 900.0},) * 2])
+def test_without_a_finalist_that_held_the_knee_is_taken_and_it_is_said(won, finals):
+    analysis, one, said = won(*finals)
+    assert one.trial == analysis.knee() == (2 if finals else 1) and "not measured again" in said
+    assert any("not measured again" in caution for caution in export._cautions(analysis, one))
+
+
+def test_where_nothing_holds_there_is_no_winner(small_study, make_record):
+    broken = run(make_record(0), 0, Origin.DEFAULT, 100.0, ttft=900.0)
+    assert on_winner(results.StudyResults(small_study, (broken,))) is None

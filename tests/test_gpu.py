@@ -1,6 +1,7 @@
 import importlib
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,8 +26,9 @@ def test_without_a_driver_there_is_nothing_and_nothing_is_raised(monkeypatch):
     monkeypatch.setattr(gpu, "_nvml", lambda: None)
     assert gpu.devices() == [] and gpu.baseline([0]) == {} and gpu.used_bytes(0) is None
     assert gpu.wait_memory_back({}) == {}
+    before = threading.active_count()
     with gpu.Sampler((), list) as sampler:
-        pass
+        assert threading.active_count() == before, "there is nothing to look at"
     assert sampler.totals() == {} and sampler.evidence() == {"samples": 0}
 
 

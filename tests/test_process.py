@@ -191,6 +191,16 @@ def test_reap_ends_what_a_killed_driver_left_and_nothing_else(begin, tmp_path, t
     assert not Path(lines[1][1]).exists()
 
 
+def test_what_was_started_for_no_trial_yet_is_not_called_one(tmp_path):
+    def said(trial):
+        named = proc.parse_tag(process.make_tag(tmp_path, "s", trial, 2 if trial == 7 else 1)).trial
+        return str(process.Reaped("s", named, (1,), ()))
+
+    assert said(7) == "1 process of trial 7-2 of study s"
+    for name in ("standby", "tracking", "workers"):
+        assert f"trial {name}" not in said(name) and said(name).endswith(" of study s")
+
+
 def test_a_reused_pid_is_another_process(begin, tag):
     one = begin("import time;print('up',flush=True);time.sleep(60)")
     wait_line(one, "up")

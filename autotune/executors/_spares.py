@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
+from dataclasses import replace
 
 from autotune import process
 from autotune.cores import Share
@@ -44,16 +44,16 @@ class Spares:
         with contextlib.suppress(EOFError, OSError):
             self._waiting[slot, kind] = opened(self._site, _worker.stand_by, arguments, context, name=f"standby-{slot}")
 
-    def take(self, slot: int, kind: str, context: Context, *rest: Any) -> Workplace | None:
+    def take(self, slot: int, kind: str, order: _worker.Order) -> Workplace | None:
         """Give the trial to the worker that waits in its slot; None when there is none, or it does not answer."""
         spare = self._waiting.pop((slot, kind), None)
         if spare is None:
             return None
         own = {"tag": spare.context.tag, "scratch": spare.context.scratch}
-        spare.context = context.model_copy(update=own)
+        spare.context = order.context.model_copy(update=own)
         try:
             if spare.worker.is_alive():
-                spare.pipe.send((spare.context, *rest))
+                spare.pipe.send(replace(order, context=spare.context))
                 return spare
         except OSError:
             pass

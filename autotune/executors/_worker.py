@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from typing import Any
@@ -22,20 +23,21 @@ Message = tuple[str, Any]
 """`("progress", (label, share))`, then `("record", json)`, then `("held", bytes above the idle baseline by GPU)`."""
 
 
-def work(
-    pipe: Connection[Message, Any],
-    engine: Engine,
-    workload: Workload,
-    context: Context,
-    job: TrialJob,
-    cores: Sequence[int],
-    idle: Mapping[int, int],
-) -> None:
-    """Evaluate one job. SIGTERM, or the driver's death, interrupts it once; it then stops its engine and reports.
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A job with what the driver gives it of the machine."""
 
-    `cores` are this process's and the load clients' that it starts; empty for all.
-    """
-    _run(pipe, engine, workload, context, job, cores, idle, _begin(context.tag))
+    context: Context
+    job: TrialJob
+    cores: tuple[int, ...]
+    """Of the worker and the load clients that it starts; empty for all."""
+    idle: Mapping[int, int]
+    """Bytes in use on each of its GPUs when nothing runs there."""
+
+
+def work(pipe: Connection[Message, Any], engine: Engine, workload: Workload, order: Order) -> None:
+    """Evaluate one job. SIGTERM, or the driver's death, interrupts it once; it then stops its engine and reports."""
+    _run(pipe, engine, workload, order, _begin(order.context.tag))
 
 
 def stand_by(
@@ -47,16 +49,16 @@ def stand_by(
     cores: Sequence[int],
     threads: int,
 ) -> None:
-    """As `work`, for a job that comes through the pipe, with an interpreter of the engine's importing until then.
+    """As `work`, for an order that comes through the pipe, with an interpreter of the engine's importing until then.
 
-    `cores` are that interpreter's until its launch, `threads` how many the launch will have. It is ended when no job comes.
+    `cores` are that interpreter's until its launch, `threads` how many the launch will have. It is ended when none comes.
     """
     interruption = _begin(context.tag)
     env = {"TMPDIR": str(context.scratch), **(gpu.visible(context.gpus) if context.gpus else {})}
     waiting = standby.held(ahead, env=env, scratch=context.scratch, tag=context.tag, cpus=cores, threads=threads)
     with contextlib.suppress(KeyboardInterrupt, EOFError, OSError), waiting:
-        order: tuple[Context, TrialJob, Sequence[int], Mapping[int, int]] = pipe.recv()
-        _run(pipe, engine, workload, *order, interruption)
+        order: Order = pipe.recv()
+        _run(pipe, engine, workload, order, interruption)
 
 
 def _begin(tag: str) -> _Interruption:
@@ -67,23 +69,14 @@ def _begin(tag: str) -> _Interruption:
     return interruption
 
 
-def _run(
-    pipe: Connection[Message, Any],
-    engine: Engine,
-    workload: Workload,
-    context: Context,
-    job: TrialJob,
-    cores: Sequence[int],
-    idle: Mapping[int, int],
-    interruption: _Interruption,
-) -> None:
-    if cores:
-        os.sched_setaffinity(0, cores)
+def _run(pipe: Connection[Message, Any], engine: Engine, workload: Workload, order: Order, interruption: _Interruption) -> None:
+    if order.cores:
+        os.sched_setaffinity(0, order.cores)
     report = _Reporter(pipe)
-    record = evaluate(job, engine, workload, context, lambda label, share: report("progress", (label, share)))
+    record = evaluate(order.job, engine, workload, order.context, lambda label, share: report("progress", (label, share)))
     interruption.ignore()
     report("record", record.model_dump_json())
-    report("held", gpu.wait_memory_back(idle))
+    report("held", gpu.wait_memory_back(order.idle))
 
 
 class _Interruption:

@@ -151,15 +151,15 @@ class LocalExecutor(Executor):
             self._leases.give_back(gpus)
             self._cores.give_back(share)
             reason = f"No worker process could be started for the trial: {type(error).__name__} {error}."
-            self._impossible.append((job, _without_run(job, _fault(Phase.START, reason))))
+            self._impossible.append((job, job.ended(_fault(Phase.START, reason), time.time())))
 
     def _start(self, job: TrialJob, gpus: tuple[int, ...], share: Share) -> _Running:
         slot = min(set(range(len(self._running) + 1)) - {one.slot for one in self._running})
         context = self.site.context(job, gpus, share.engine)
-        order = (job, share.client, self._idle_of(gpus))
-        place = self._spares.take(slot, job.configuration.engine, context, *order)
+        order = _worker.Order(context, job, share.client, self._idle_of(gpus))
+        place = self._spares.take(slot, job.configuration.engine, order)
         if place is None:
-            arguments = (self.site.engines[job.configuration.engine], self.site.workload, context, *order)
+            arguments = (self.site.engines[job.configuration.engine], self.site.workload, order)
             place = opened(self.site, _worker.work, arguments, context, name=f"trial-{job.number}")
         return _Running(**vars(place), job=job, slot=slot, share=share, deadline=time.monotonic() + self._patience_s(job))
 
@@ -221,34 +221,22 @@ def _refused(job: TrialJob, need: int, leases: Leases) -> TrialRecord:
     reason = f"The configuration needs {need} GPUs, and this machine has {leases.usable} to give."
     kind = FailureKind.REJECTED if need > len(leases.devices) else FailureKind.MACHINE_FAULT
     evidence = (reason, *leases.quarantined.values())
-    return _without_run(job, Failed(kind=kind, phase=Phase.CHECK, evidence=evidence, advice=advice(kind, Phase.CHECK)))
+    return job.ended(Failed(kind=kind, phase=Phase.CHECK, evidence=evidence, advice=advice(kind, Phase.CHECK)), time.time())
 
 
 def _lost(one: _Running) -> TrialRecord:
     phase = Phase.START if one.label == "start" else Phase.MEASURE
     how = "was hung and was ended" if one.hung else f"ended with status {one.worker.exitcode}"
     reason = f"The trial's own worker process {how} while it was at {one.label!r}."
-    record = _without_run(one.job, _fault(phase, reason))
+    record = one.job.ended(_fault(phase, reason), one.started_at)
     # How the seconds divide nobody knows any more, but they were spent.
-    known = {"gpus": one.context.gpus, "started_at": one.started_at, "folder": str(one.context.folder)}
+    known = {"gpus": one.context.gpus, "folder": str(one.context.folder)}
     return record.model_copy(update={**known, "seconds": {phase.value: time.monotonic() - one.began}})
 
 
 def _fault(phase: Phase, reason: str) -> Failed:
     kind = FailureKind.MACHINE_FAULT
     return Failed(kind=kind, phase=phase, evidence=(reason,), advice=advice(kind, phase))
-
-
-def _without_run(job: TrialJob, failed: Failed) -> TrialRecord:
-    return TrialRecord(
-        number=job.number,
-        configuration=job.configuration,
-        origin=job.origin,
-        outcome=failed,
-        point=job.point,
-        attempt=job.attempt,
-        started_at=time.time(),
-    )
 
 
 executor = LocalExecutor

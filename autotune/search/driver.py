@@ -8,35 +8,21 @@ trials finished.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
 
 from autotune.feasibility.cut import Cut
 from autotune.score import Direction, Reached, Score
-from autotune.search import grid, samplers
+from autotune.search import samplers
+from autotune.search.candidates import Candidates, Prior
 from autotune.search.history import History, Told
 from autotune.search.prior import Begun
-from autotune.search.staged import Stages
 from autotune.space import Point, Space
 from autotune.study import Search
 from autotune.trial import Configuration, Failed, Frozen, Origin, Scalar, TrialRecord, Value
 
-REASKS = 4
-"""Proposals taken from the sampler before random ones are tried, when each is a duplicate or is cut."""
-RANDOM_REASKS = 200
 AUDIT_SHARE = 0.05
 """Share of cuts by the memory bound that are run to check the bound."""
-PRIOR_POOL = 128
-"""Random candidates among which the prior picks one; every third trial of the random start stays without it."""
-PRIOR_MEMORY = 64
-"""The latest trials that the prior is told of."""
-
 Feasible = Callable[[Configuration], Cut | None]
-Prior = Callable[[Sequence[Configuration], Sequence[Begun]], int | None]
-"""Which of a few random candidates is the most promising beside what was begun already; None when it cannot say."""
 
 
 class First(Frozen):
@@ -82,14 +68,11 @@ class Driver:
         """
         samplers.check(search.sampler, search.options)
         self.space = space
-        self.directions = tuple(directions)
-        self.search = search
         self.notes: list[str] = []
         """Sentences for the user about what the sampler cannot be told."""
         self._resolved = resolved or {}
         self._feasible = feasible or (lambda configuration: None)
         self._learn = learn or (lambda record: None)
-        self._prior = prior
         self._history = History(space, directions, constraints)
         self._numbers: dict[str, int] = {}
         self._begun: dict[int, Begun] = {}
@@ -97,8 +80,10 @@ class Driver:
         self._cut: set[str] = set()
         self._next = 0
         self._first = self._queue(first)
-        self._stages = Stages(space, search.stages) if search.strategy == "staged" else None
-        self._grid: Iterator[Point] = grid.points(space)
+        self._points = [self._point_of(one.configuration, {}) for one in self._first]
+        self._candidates = Candidates(
+            space, search, self._history, prior, lambda configuration: self._feasible(configuration) is None
+        )
 
     @property
     def next_number(self) -> int:
@@ -109,8 +94,8 @@ class Driver:
         """What to run next; None when nothing is left that may be run."""
         if self._next < len(self._first):
             chosen = self._first[self._next]
-            point = self._point_of(chosen.configuration, {})
-            proposal = Proposal(number=self._next, configuration=chosen.configuration, origin=chosen.origin, point=point or {})
+            point = self._points[self._next] or {}
+            proposal = Proposal(number=self._next, configuration=chosen.configuration, origin=chosen.origin, point=point)
         else:
             found = self._searched()
             if found is None:
@@ -188,12 +173,12 @@ class Driver:
     def _searched(self) -> Proposal | None:
         number, cuts = self._next, list[Cut]()
         duplicate: tuple[Point, Configuration] | None = None
-        for attempt, point in self._candidates(number):
+        for attempt, point in self._candidates.points(number, self._points, self._begun, self._cut):
             configuration = self.space.decode(point)
             found = self._feasible(configuration)
             if found is not None:
                 found = found.model_copy(update={"number": number, "attempt": attempt, "point": point})
-                if found.certainty == "likely" and self._random(number, attempt, "audit").random() < AUDIT_SHARE:
+                if found.certainty == "likely" and self._candidates.random(number, attempt, "audit").random() < AUDIT_SHARE:
                     return self._proposal(number, point, configuration, Origin.AUDIT, cuts, audit=found)
                 if configuration.digest not in self._cut:
                     cuts.append(found)
@@ -226,52 +211,3 @@ class Driver:
             duplicate_of=duplicate_of,
             audit=audit,
         )
-
-    def _candidates(self, number: int) -> Iterator[tuple[int, Point]]:
-        """Points to consider in turn, each with its attempt's number; a later one sees the cuts of the earlier."""
-        if self.search.sampler == "grid":
-            yield from enumerate(self._grid)
-            return
-        if self._stages is not None:
-            yield from self._staged(number, self._stages)
-            return
-        if number < self.search.startup_trials or not self._history.measured or self.search.sampler == "random":
-            if self._prior is not None and number % 3:
-                yield 0, self._promising(number)
-        else:
-            yield from self._sampled(number)
-        random = self._random(number, "random")
-        for attempt in range(REASKS, REASKS + RANDOM_REASKS):
-            yield attempt, grid.draw(self.space, random)
-
-    def _staged(self, number: int, stages: Stages) -> Iterator[tuple[int, Point]]:
-        base = self._history.winner() or self._point_of(self._first[0].configuration, {}) or {}
-        points = stages.points(number - len(self._first), base, self._random(number, "staged"))
-        yield from enumerate(itertools.islice(points, RANDOM_REASKS))
-
-    def _sampled(self, number: int) -> Iterator[tuple[int, Point]]:
-        seed = self._seed(number, "sampler")
-        sampler = samplers.build(self.search.sampler, seed, self.search.options, self._history.conditional)
-        history = self._history.trials(impute=not samplers.reads_pruned(sampler))
-        conversation = samplers.Conversation(sampler, history, self.directions, self.space)
-        for attempt in range(REASKS):
-            point = conversation.ask()
-            yield attempt, point
-            if self.space.decode(point).digest in self._cut:
-                conversation.reject(self._history.violated())
-
-    def _promising(self, number: int) -> Point:
-        """The one of some random points that the prior likes best."""
-        assert self._prior is not None
-        random = self._random(number, "prior")
-        pool = [grid.draw(self.space, random) for _ in range(PRIOR_POOL)]
-        allowed = [point for point in pool if self._feasible(self.space.decode(point)) is None] or pool
-        begun = [self._begun[one] for one in sorted(self._begun)[-PRIOR_MEMORY:] if one < number]
-        return allowed[self._prior([self.space.decode(point) for point in allowed], begun) or 0]
-
-    def _seed(self, *parts: Scalar) -> int:
-        text = ":".join(map(str, (self.search.seed, *parts)))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % (2**31)
-
-    def _random(self, *parts: Scalar) -> np.random.Generator:
-        return np.random.default_rng(self._seed(*parts))

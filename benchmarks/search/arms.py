@@ -11,12 +11,13 @@ import numpy as np
 import optuna
 from surfaces import Ran, Task, space
 
-from autotune.bar import Bar, Standings
+from autotune.bar import Bar
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
 from autotune.feasibility.ladder import Known, Ladder
 from autotune.score import reached
 from autotune.search import Driver, First, Proposal, grid, samplers
 from autotune.search.prior import Roofline, pick
+from autotune.standings import Standings
 from autotune.study import Search
 from autotune.trial import Configuration, Failed, FailureKind, Origin, TrialRecord
 from autotune.workloads.recorded import RecordedWorkload, RecordedWorkloadOptions

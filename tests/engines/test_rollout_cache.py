@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import threading
@@ -14,7 +13,6 @@ import pytest
 
 from autotune import process, synthetic
 from autotune.engines.trl import HERE, read_line
-from autotune.engines.verl import TRIAL_FOLDER
 
 COLOCATED = """
 import json, sys, types
@@ -83,15 +81,6 @@ def test_trls_hit_rate_is_the_engines_or_the_reward_functions():
 def test_handing_over_weights_is_no_part_of_generating():
     metrics = read_line(line()).metrics
     assert metrics["generate_s"] == 1.5 and metrics["weight_sync_s"] == 0.5 and metrics["update_s"] == 1.0
-
-
-@pytest.fixture
-def trial(monkeypatch):
-    monkeypatch.syspath_prepend(str(TRIAL_FOLDER))
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    sys.modules.pop("autotune_verl_trial", None)
-    yield importlib.import_module("autotune_verl_trial")
-    sys.modules.pop("autotune_verl_trial", None)
 
 
 @pytest.fixture

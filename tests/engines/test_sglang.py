@@ -372,16 +372,13 @@ def test_the_exported_shell_line_is_read_back_by_sglang(real):
 
 @pytest.mark.engine
 @installed
-def test_a_real_server_serves_and_goes_away(real, tmp_path, store):
+def test_a_real_server_serves_and_goes_away(real, tmp_path, store, complete):
     with opened(real, tmp_path, store, page_size=16, enable_mixed_chunk=True) as session:
         facts = session.wait_ready()
         assert facts["kv_tokens"] == 16384 and facts["version"] == real.identity().version
         assert facts["effective"]["page_size"] == 16 and facts["effective"]["max_running_requests"] > 0
         assert facts["seconds"]["imports"] > 0
-        body = json.dumps({"model": session.model, "prompt": [5, 6, 7] * 20, "max_tokens": 8, "ignore_eos": True}).encode()
-        request = urllib.request.Request(f"{session.endpoint}/v1/completions", body, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            assert json.load(answer)["usage"]["completion_tokens"] == 8
+        assert complete(session, [5, 6, 7] * 20, 8) == 8
         assert session.reset_caches()
         with urllib.request.urlopen(f"{session.endpoint}/metrics", timeout=10) as answer:
             assert b"sglang:generation_tokens_total" in answer.read()

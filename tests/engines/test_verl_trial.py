@@ -8,17 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from autotune.engines.verl import TRIAL_FOLDER
-
-
-@pytest.fixture
-def trial(monkeypatch):
-    monkeypatch.syspath_prepend(str(TRIAL_FOLDER))
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    sys.modules.pop("autotune_verl_trial", None)
-    yield importlib.import_module("autotune_verl_trial")
-    sys.modules.pop("autotune_verl_trial", None)
-
 
 def test_a_module_is_patched_right_after_its_first_import(trial, tmp_path, monkeypatch):
     (tmp_path / "late_module_of_a_trial.py").write_text("VALUE = 1\nSEEN = VALUE\n")

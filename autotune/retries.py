@@ -1,0 +1,66 @@
+"""Which trials are due again: what the machine or the end of a driver cost a trial says nothing of its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from autotune.ledger import Ledger
+from autotune.trial import Failed, FailureKind, Phase, TrialJob, TrialRecord
+
+MAX_ATTEMPTS = 3
+"""A trial in flight at this many deaths of its driver is taken for their cause."""
+RETRIES = 1
+"""How often a machine's fault is tried again."""
+_LOST = "lost to the machine"
+"""The ledger's note of trials that ran while the machine failed every one."""
+
+
+class Retries:
+    """One rule for a study that runs and for one that is resumed, read off its ledger."""
+
+    def __init__(self, ledger: Ledger, seed: int) -> None:
+        """`seed` is that of the search's trials."""
+        self._ledger, self._seed = ledger, seed
+
+    def after(self, record: TrialRecord) -> TrialJob | None:
+        """The next attempt at a record's trial; None where the record stands."""
+        if not isinstance(record.outcome, Failed) or not self._due(record.outcome.kind, record):
+            return None
+        fields = record.model_dump(include={"number", "configuration", "origin", "point"})
+        return TrialJob(**fields, attempt=record.attempt + 1, seed=self._seed_of(record))
+
+    def owed(self) -> list[TrialJob]:
+        """What earlier runs of the study left due, by number. An attempt without a record was interrupted with its driver;
+        where that happened too often, its trial is given a record now that says so.
+        """
+        for job in self._ledger.in_flight:
+            if job.attempt >= MAX_ATTEMPTS:
+                self._ledger.record(_ended(job, FailureKind.MACHINE_FAULT))
+        cut_off = {job.number: _ended(job, FailureKind.INTERRUPTED) for job in self._ledger.in_flight}
+        last = {**self._ledger.records, **cut_off}
+        again = (self.after(last[number]) for number in sorted(last))
+        return [job for job in again if job is not None]
+
+    def give_up(self, lost: Iterable[TrialRecord]) -> None:
+        """Note the trials that a failing machine cost, so that the study gets them back once it is mended."""
+        self._ledger.note(_LOST, {"attempts": {str(record.number): record.attempt for record in lost}})
+
+    def _due(self, kind: FailureKind, record: TrialRecord) -> bool:
+        if kind is FailureKind.INTERRUPTED:
+            return record.attempt < MAX_ATTEMPTS
+        return kind is FailureKind.MACHINE_FAULT and (record.attempt <= RETRIES or self._lost(record))
+
+    def _lost(self, record: TrialRecord) -> bool:
+        attempts = [note.payload["attempts"] for note in self._ledger.notes if note.kind == _LOST]
+        return any(lost.get(str(record.number)) == record.attempt for lost in attempts)
+
+    def _seed_of(self, record: TrialRecord) -> int:
+        """A finalist's is that of its round, so that it meets the arrivals that the others of the round met."""
+        rounds = [job for note in self._ledger.notes if note.kind == "finalists" for job in note.payload["jobs"]]
+        return next((job["seed"] for job in rounds if job["number"] == record.number), self._seed)
+
+
+def _ended(job: TrialJob, kind: FailureKind) -> TrialRecord:
+    """What is known of an attempt that its driver did not outlive."""
+    evidence = f"The trial was interrupted {job.attempt} times before it ended."
+    return job.ended(Failed(kind=kind, phase=Phase.START, evidence=(evidence,)))
