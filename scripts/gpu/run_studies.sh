@@ -3,7 +3,8 @@
 #
 #   scripts/gpu/run_studies.sh SECONDS OUT STUDY.yaml [STUDY.yaml ...]
 #
-# A study that does not finish is interrupted, which keeps what it measured; the next call with the same store goes on.
+# A study that does not finish is interrupted, which keeps what it measured; the next call with the same store goes on. In a
+# store that does not know it, a study goes on from the ledger in studies/results, if one of its name is kept there.
 # OUT gets, for each study, its ledger (gzip; no raw requests) and the ends of its engine logs.
 set -uo pipefail
 deadline=$((SECONDS + $1))
@@ -24,11 +25,19 @@ keep() { # NAME: what is worth carrying home
   tar czf "$out/$1.logs.tar.gz" -C "$logs" . && rm -rf "$logs"
 }
 
+take_up() { # NAME: what an earlier host has measured of it
+  local kept
+  kept=$(grep -lx "name: $1" studies/results/*/study.yaml 2>/dev/null | head -1)
+  [ -n "$kept" ] && [ ! -e "$store/$1" ] || return 0
+  mkdir -p "$store/$1" && cp "${kept%study.yaml}"{ledger.jsonl,study.yaml} "$store/$1/"
+}
+
 # A first Ctrl-C lets running trials finish, a second one ends them: the trial that the GPU has half paid for is worth waiting for.
 finish=${FINISH_S:-110}
 
 for study in "$@"; do
   name=$(sed -n 's/^name: *//p' "$study" | head -1)
+  take_up "$name"
   left=$((deadline - SECONDS - 30))
   if [ "$left" -ge $((finish + 60)) ]; then
     .venvs/autotune/bin/python -m autotune.cli run "$study" --store "$store" > >(tee "$out/$name.txt" | tail -n 60) 2>&1 &
