@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Run studies at once on a GPU host within a wall limit, each on its equal share of the GPUs and of the cores near them.
+#
+#   scripts/gpu/side_by_side.sh SECONDS OUT STUDY.yaml STUDY.yaml ...
+#
+# Each study is run by run_studies.sh, with whatever that says; OUT/NAME.place says where. GPUs left over stay idle.
+set -uo pipefail
+seconds=$1
+out=$2
+shift 2
+mkdir -p "$out"
+
+places() { # COUNT: a line each of GPU indices and processors
+  .venvs/autotune/bin/python -c '
+import sys
+from autotune import gpu
+from autotune.cores import Cores, Parts
+count = int(sys.argv[1])
+found = [device.index for device in gpu.devices()]
+each = len(found) // count
+if found and not each:
+    sys.exit(f"{count} studies at once need {count} GPUs, and there are {len(found)}.")
+cores = Cores(count, Parts())
+for place in range(count):
+    mine = found[place * each : (place + 1) * each]
+    share = cores.take({core for index in mine for core in gpu.near_processors(index)})
+    processors = [str(one) for core in share.whole for one in core]
+    print(",".join(map(str, mine)) or "-", ",".join(processors) or sys.exit("There are fewer cores than studies."))
+' "$1"
+}
+
+found=$(places $#) || exit 2
+runs=()
+while read -r gpus processors; do
+  name=$(sed -n 's/^name: *//p' "$1" | head -1)
+  echo "GPUs $gpus, processors $processors" >"$out/$name.place"
+  CUDA_VISIBLE_DEVICES=${gpus#-} taskset -c "$processors" scripts/gpu/run_studies.sh "$seconds" "$out" "$1" >"$out/$name.tail" 2>&1 &
+  runs+=($!)
+  shift
+done <<<"$found"
+wait "${runs[@]}"
+tail -n 25 "$out"/*.tail
