@@ -10,7 +10,7 @@ round launches all of them once, in an order and with arrivals of its own, and c
 began at, in finer steps and longer windows. `table` counts these measurements alone: what an arm claimed is only shown.
 
 A configuration that kept the SLO at no rate in one of its rounds adds nothing to its arm's hypervolume. Intervals are those
-of 4,000 draws around the means, by Student's t with the noise pooled over all that was measured twice (`estimates`).
+of 2,000 draws around the means, by Student's t with the noise pooled over all that was measured twice (`estimates`).
 """
 
 from __future__ import annotations

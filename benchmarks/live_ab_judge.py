@@ -20,7 +20,7 @@ from autotune.trial import Configuration, Measured, TrialRecord
 
 MOST = 5
 """Members of a front that are measured again; larger fronts are thinned out."""
-DRAWS = 4000
+DRAWS = 2000
 
 
 def members(found: StudyResults, most: int = MOST) -> list[Candidate]:

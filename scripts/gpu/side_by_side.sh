@@ -3,7 +3,7 @@
 #
 #   scripts/gpu/side_by_side.sh SECONDS OUT STUDY.yaml STUDY.yaml ...
 #
-# Each study is run by run_studies.sh, with whatever that says; OUT/NAME.place says where. GPUs left over stay idle.
+# Each study is run by run_studies.sh, OUT/NAME.place says where and OUT/NAME.tail how it ended. GPUs left over stay idle.
 set -uo pipefail
 seconds=$1
 out=$2
@@ -30,13 +30,17 @@ for place in range(count):
 }
 
 found=$(places $#) || exit 2
-runs=()
+runs=() names=()
 while read -r gpus processors; do
   name=$(sed -n 's/^name: *//p' "$1" | head -1)
   echo "GPUs $gpus, processors $processors" >"$out/$name.place"
   CUDA_VISIBLE_DEVICES=${gpus#-} taskset -c "$processors" scripts/gpu/run_studies.sh "$seconds" "$out" "$1" >"$out/$name.tail" 2>&1 &
   runs+=($!)
+  names+=("$name")
   shift
 done <<<"$found"
 wait "${runs[@]}"
-tail -n 25 "$out"/*.tail
+for name in "${names[@]}"; do
+  over=$(grep -m 1 -E ' is spent\.|that may be run was run' "$out/$name.txt" "$out/$name.tail" -h)
+  echo "$name: ${over:-not finished; run this again with the same store. $(tail -n 1 "$out/$name.tail")}"
+done
