@@ -42,5 +42,5 @@ done <<<"$found"
 wait "${runs[@]}"
 for name in "${names[@]}"; do
   over=$(grep -m 1 -E ' is spent\.|that may be run was run' "$out/$name.txt" "$out/$name.tail" -h)
-  echo "$name: ${over:-not finished; run this again with the same store. $(tail -n 1 "$out/$name.tail")}"
+  echo "$name: ${over:-not finished. $(tail -n 1 "$out/$name.tail")}"
 done
