@@ -50,6 +50,8 @@ class Again:
     """Why a launch gave none."""
     claims: Mapping[str, float]
     """By arm, what its own study says of its own first objective."""
+    partly: tuple[tuple[float | None, ...], ...] = ()
+    """The objectives, as far as they were measured, of the launches that gave not all."""
 
     @property
     def counts(self) -> bool:
@@ -91,6 +93,11 @@ def gathered(arms: Mapping[str, StudyResults], rounds: Sequence[StudyResults], m
                 runs=tuple(score.values for _, score in scores if score is not None),
                 without=tuple(why for record, score in scores if score is None and (why := own_fault(record)) is not None),
                 claims={name: arms[name].point(each)[0] for name, each in mine.items()},
+                partly=tuple(
+                    tuple(each.value(record, objective) for objective in each.study.objectives)
+                    for each, record in runs
+                    if each.score(record) is None
+                ),
             )
         )
     return found
@@ -117,13 +124,12 @@ def judged(again: Sequence[Again], directions: Sequence[Direction], arms: Sequen
     ]
     points = [tuple(cell.estimate for cell in row) for row in cells if row]
     nadir = pareto.nadir_reference(points, directions)
-    # Nothing served is the worst there is; how much memory may be taken only the measurements say.
-    origin = Reference(tuple(0.0 if way == "maximize" else value for way, value in zip(directions, nadir.values, strict=True)))
+    origin = reference(again, directions)
     drawn = draws([one.runs for one in counted], noises)
     mine = {arm: [place for place, one in enumerate(counted) if arm in one.arms] for arm in arms}
 
-    def volume(places: Sequence[int], reference: Reference) -> Callable[[Any], float]:
-        return lambda values: pareto.hypervolume([tuple(values[place]) for place in places], directions, reference)
+    def volume(places: Sequence[int], limit: Reference) -> Callable[[Any], float]:
+        return lambda values: pareto.hypervolume([tuple(values[place]) for place in places], directions, limit)
 
     measured = {arm: places for arm, places in mine.items() if any(arm in one.arms for one in again)}
     spread = {arm: spans(points, drawn, volume(places, origin)) for arm, places in measured.items()}
@@ -134,6 +140,19 @@ def judged(again: Sequence[Again], directions: Sequence[Direction], arms: Sequen
         own, other = (volume(mine[arm], nadir)(points) for arm in arms)
         nadir_ratio = own / other if other > 0 else None
     return Judged(again, cells, noises, origin, {arm: spread.get(arm) for arm in arms}, ratio, nadir_ratio)
+
+
+def reference(again: Sequence[Again], directions: Sequence[Direction]) -> Reference:
+    """Where hypervolume is measured from: nothing served, and memory just outside all that any launch took.
+
+    Nothing served is the worst there is; how much memory may be taken only the measurements say.
+    """
+    values = []
+    for place, way in enumerate(directions):
+        launches = [launch[place] for one in again for launch in (*one.runs, *one.partly)]
+        known = [(value,) for value in launches if value is not None]
+        values.append(0.0 if way == "maximize" else pareto.nadir_reference(known, [way]).values[0])
+    return Reference(tuple(values))
 
 
 def interval(samples: Sequence[float], noise: Noise | None) -> Interval:

@@ -147,6 +147,7 @@ def test_a_member_that_keeps_no_rate_adds_nothing(store: Path) -> None:
     rounds(store, {32: (20.0, 25.0), 64: (30.0, 30.0), 128: (None, 60.0), 256: (44.0, 50.0)})
     page = live_ab.table(store, most=5)
     assert "| ab-tpe | 1 | 0 | 0 |" in page
+    assert "slo_goodput_per_s 0, peak_gpu_memory_gib 141.6." in page
     assert "**Verdict: no ratio.** ab-tpe found nothing" in page
     assert "0 measured, 1 kept the SLO at no rate, 1 kept the SLO at no rate" in page
 
@@ -200,6 +201,12 @@ def test_hypervolume_is_measured_from_nothing_served() -> None:
     assert told.reference.values == (0.0, pytest.approx(120.0))
     assert told.volumes["a"] is not None and told.volumes["a"].estimate == pytest.approx(40 * 110)
     assert told.ratio is not None and told.ratio.estimate == pytest.approx(2.0)
+
+
+def test_memory_of_a_launch_that_kept_no_rate_still_bounds_the_hypervolume() -> None:
+    lost = Again(Configuration(engine="vllm"), (), (), ("kept the SLO at no rate",), {}, partly=((None, 110.0),))
+    told = judged([lost, again("a", (40.0, 10.0)), again("b", (20.0, 10.0))], WAYS, ("a", "b"))
+    assert told.reference.values == (0.0, pytest.approx(120.0))
 
 
 def test_noise_as_large_as_the_difference_leaves_it_undecided() -> None:
