@@ -49,7 +49,7 @@ class Agenda:
         job = self.waiting.popleft() if self.waiting else self._proposed()
         if job is None:
             return None
-        self.ledger.begin(job)
+        job = self._begun(job)
         return self._known(job) or job
 
     def next_final(self) -> TrialJob | None:
@@ -57,9 +57,7 @@ class Agenda:
         left = finalists.remaining(self.finals, self.ledger.records)
         begun = {job.number for job in self.ledger.in_flight}
         job = self.waiting.popleft() if self.waiting else next((job for job in left if job.number not in begun), None)
-        if job is not None:
-            self.ledger.begin(job)
-        return job
+        return None if job is None else self._begun(job)
 
     def plan_finals(self) -> int:
         """Plan the finalists' rounds, or take up those that an earlier run planned; returns how many trials are left of them."""
@@ -129,6 +127,12 @@ class Agenda:
         done = [record for record in self.ledger.records.values() if record.number not in again]
         searched = sum(record.origin is not Origin.FINALIST for record in done)
         return len(done), max(0, self.plan.study.search_trials - searched)
+
+    def _begun(self, job: TrialJob) -> TrialJob:
+        """The job as it begins, with what earlier trials tell it."""
+        told = job.model_copy(update={"climb_from": self.standings.climb_from(job.configuration)})
+        self.ledger.begin(told)
+        return told
 
     def _restore(self) -> None:
         for note in self.ledger.notes:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
 from autotune import estimates, pareto
 from autotune.bar import Bar, Spread
 from autotune.metrics import lookup
 from autotune.score import Constraint, Objective, Score, value_of
-from autotune.trial import Origin, TrialRecord
+from autotune.trial import Configuration, Origin, TrialRecord
 
+CLIMB_SHARE = 0.7
+"""Share of a sustained request rate at which the next climb begins: below it, so that its first probe is seldom broken, and
+above half of it, so that the first doubling passes it."""
 ASSUMED_RUNS = 4
 """How many repeats the assumed noise counts as, until the study's own outweigh it."""
 
@@ -28,11 +32,14 @@ class Standings:
         self._nadir: tuple[float, ...] = ()
         self._runs: dict[str, list[tuple[float, ...]]] = {}
         self._spreads = self._pooled()
+        self._sustained: dict[str, float] = {}
 
     def hear(self, record: TrialRecord, found: Score | None) -> None:
         """Take up a finished trial; one without a score says nothing here."""
         if found is None or record.measurement is None:
             return
+        if (rate := record.measurement.totals.get("slo_request_rate")) is not None:
+            self._sustained[record.configuration.digest] = rate
         bounded = [value_of(record.measurement, one.selector, one.op == "<=") for one in self._constraints]
         runs = self._runs.setdefault(record.configuration.digest, [])
         runs.append((*found.values, *bounded))
@@ -54,6 +61,15 @@ class Standings:
             spreads=self._spreads,
             probe_s=self._probe_s,
         )
+
+    def climb_from(self, configuration: Configuration) -> float | None:
+        """Where a climb of this configuration begins: below what it sustained before, else below what others did.
+
+        Their median, not the last or the best of them: a climb that begins far from the boundary spends its steps on the way.
+        """
+        if not self._sustained:
+            return None
+        return CLIMB_SHARE * self._sustained.get(configuration.digest, median(self._sustained.values()))
 
     def _enter(self, values: tuple[float, ...]) -> None:
         points = [*self._front, values]

@@ -165,10 +165,12 @@ class TrialJob(Frozen):
     point: Mapping[str, Scalar] = Field(default_factory=dict)
     attempt: int = 1
     seed: int = 0
+    climb_from: float | None = None
+    """Request rate at which a climb to the SLO begins, from what earlier trials sustained; None is the load's own `start`."""
 
     def ended(self, outcome: Measured | Failed, started_at: float = 0.0) -> TrialRecord:
         """The attempt's record with its outcome and nothing else that is known of it."""
-        return TrialRecord(**self.model_dump(exclude={"seed"}), outcome=outcome, started_at=started_at)
+        return TrialRecord(**self.model_dump(exclude={"seed", "climb_from"}), outcome=outcome, started_at=started_at)
 
 
 class TrialRecord(Frozen):

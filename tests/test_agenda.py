@@ -9,7 +9,19 @@ from autotune import policy
 from autotune.agenda import Agenda, gpu_minutes
 from autotune.errors import AutotuneError
 from autotune.ledger import Ledger
-from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, TrialJob, TrialRecord
+from autotune.standings import CLIMB_SHARE
+from autotune.trial import (
+    Configuration,
+    Failed,
+    FailureKind,
+    Measured,
+    Measurement,
+    Origin,
+    Phase,
+    Row,
+    TrialJob,
+    TrialRecord,
+)
 
 STUDY = """\
 name: replay
@@ -92,3 +104,27 @@ def test_a_study_does_not_go_on_with_another_version_of_its_engine(plan, ledger)
         policy.same_engines(plan, ledger)
     ledger.note("engines", begun)
     policy.same_engines(plan, ledger)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_climb_begins_below_what_earlier_ones_sustained(plan, ledger, resumed):
+    def climbed(number: int, sequences: int, rate: float | None) -> TrialRecord:
+        row = Row(level={"concurrency": 512}, metrics={"output_tokens_per_s": 100.0 * number})
+        totals = {} if rate is None else {"slo_request_rate": rate}
+        configuration = Configuration(engine="recorded", values={"max_num_seqs": sequences})
+        return TrialJob(number=number, configuration=configuration).ended(
+            Measured(measurement=Measurement(rows=(row,), totals=totals))
+        )
+
+    found = agenda(plan, ledger)
+    assert found.next().climb_from is None, "nothing is known before the default was measured"
+    for record in (climbed(1, 64, 10.0), climbed(2, 128, 40.0), climbed(3, 256, 60.0), climbed(4, 512, None)):
+        found.finished(record)
+    found = agenda(plan, ledger) if resumed else found
+    assert found.next().climb_from == pytest.approx(CLIMB_SHARE * 40)
+    again = TrialJob(number=9, configuration=Configuration(engine="recorded", values={"max_num_seqs": 256}))
+    found.waiting.append(again)
+    begun = found.next()
+    while begun.number != 9:
+        begun = found.next()
+    assert begun.climb_from == pytest.approx(CLIMB_SHARE * 60), "what it sustained itself says more"

@@ -104,6 +104,8 @@ class Context(Frozen):
     """Why the trial runs: one that repeats a measurement is never cut short for being slower than others."""
     bar: Bar | None = None
     """What the trial has to be able to reach, or it is ended early; None for one that is measured whatever it reaches."""
+    climb_from: float | None = None
+    """Request rate at which a climb to the SLO begins; None is the load's own `start`."""
 
 
 class Launch(Frozen):

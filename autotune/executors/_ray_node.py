@@ -53,6 +53,7 @@ def attempt(engine: Engine, workload: Workload, job_text: str, home: Home, bar: 
         seed=job.seed,
         origin=job.origin,
         bar=bar,
+        climb_from=job.climb_from,
     )
     try:
         record = evaluate(job, engine, workload, context, lambda label, share: None)

@@ -82,6 +82,7 @@ class Site:
             seed=job.seed,
             origin=job.origin,
             bar=self.bar(job),
+            climb_from=job.climb_from,
         )
 
 

@@ -205,7 +205,7 @@ def _lost(job: TrialJob, error: Exception) -> TrialRecord:
 
 def _failed(job: TrialJob, kind: FailureKind, phase: Phase, reason: str) -> TrialRecord:
     failed = Failed(kind=kind, phase=phase, evidence=(reason,), advice=advice(kind, phase))
-    return TrialRecord(**job.model_dump(exclude={"seed"}), outcome=failed)
+    return TrialRecord(**job.model_dump(exclude={"seed", "climb_from"}), outcome=failed)
 
 
 _attempt: Any = ray.remote(max_retries=0)(_trial)

@@ -24,11 +24,6 @@ SETTLE_S = 3.0
 """Added to each level in the estimate: the last requests' drain and the caches' reset."""
 
 
-def _from_scratch() -> float | None:
-    """A climb that no earlier one told where to begin."""
-    return None
-
-
 class HttpWorkload(Workload):
     """See `HttpOptions` for what a study can say."""
 
@@ -39,8 +34,6 @@ class HttpWorkload(Workload):
     def __init__(self, options: WorkloadOptions) -> None:
         super().__init__(options)
         self._options = cast(HttpOptions, options)
-        self.climb_from: Callable[[], float | None] = _from_scratch
-        """Asked before a climb for a rate to begin at, such as a part of the last trial's; None is the option's own `start`."""
 
     def check(self) -> Iterator[Mistake]:
         yield from recorded_faults(self._options)
@@ -80,7 +73,7 @@ class HttpWorkload(Workload):
     def run(self, session: Session, context: Context, progress: Progress) -> Measurement:
         for fault in self.check():
             raise TrialFailed(FailureKind.MACHINE_FAULT, Phase.WARM_UP, str(fault))
-        return Run(self._options, session, context, progress, self.climb_from).measure()
+        return Run(self._options, session, context, progress).measure()
 
 
 workload = HttpWorkload

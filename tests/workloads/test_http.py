@@ -140,9 +140,9 @@ def test_the_climb_finds_the_capacity(tmp_path):
 def test_a_climb_begins_where_it_is_told(tmp_path):
     climb = {"constraints": ["ttft_ms.p95 <= 60"], "start": 1, "max_steps": 2}
     workload = HttpWorkload(options(load=[{"slo_climb": climb}], window={**WINDOW, "warm_up_s": 0.3, "measure_s": 0.5}))
-    workload.climb_from = lambda: 30.0
     with serving(*FAST) as session:
-        found = workload.run(session, context(tmp_path), lambda label, share: None)
+        told = context(tmp_path).model_copy(update={"climb_from": 30.0})
+        found = workload.run(session, told, lambda label, share: None)
     assert [row.level["request_rate"] for row in found.rows] == [30, 60]
     assert found.totals["slo_request_rate"] == 60
     assert not found.facts["climb_found_limit"]

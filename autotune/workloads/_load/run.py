@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, sleep
@@ -44,10 +44,9 @@ class Run:
         session: Session,
         context: Context,
         progress: Progress,
-        climb_from: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._options, self._session, self._context = options, session, context
-        self._progress, self._climb_from = progress, climb_from
+        self._progress = progress
         self._target = Target(session.endpoint, session.model)
         self._vocabulary = pieces(options, session.model_folder or Path(session.model))
         self._steps = sum(load.slo_climb.max_steps if load.slo_climb else 1 for load in options.load)
@@ -159,7 +158,7 @@ class Run:
         """Probe rates until the boundary is found; every probe is a row. `later` are the levels after the climb."""
         bounds = [parse_bound(text) for text in wanted.constraints]
         good = self._bounds or goodput_bounds(bounds)
-        climb = Climb(bounds, self._climb_from() or wanted.start, wanted.max_steps, wanted.precision)
+        climb = Climb(bounds, self._context.climb_from or wanted.start, wanted.max_steps, wanted.precision)
         rows: dict[float, Row] = {}
         while (rate := climb.next_rate()) is not None:
             rows[rate] = self._level(crew, load.model_copy(update={"request_rate": rate, "slo_climb": None}), good)
