@@ -27,7 +27,7 @@ from autotune import expression, history, models
 from autotune import study as studies
 from autotune.analysis import total_seconds
 from autotune.engines._recorded.recording import Description, LaunchRecord, Level, Noise, Percentiles, Recording, Traffic, load
-from autotune.engines._recorded.surface import Error, Surface
+from autotune.engines._recorded.surface import KNOWN, Error, Surface
 from autotune.engines.recorded import DEFAULT_RECORDING
 from autotune.errors import AutotuneError
 from autotune.history import History
@@ -35,9 +35,9 @@ from autotune.study import Study
 from autotune.trial import Failed, Phase, Row, TrialRecord, Value
 from autotune.workloads.http import HttpWorkload
 
+LEAST = 5
+"""Launches below which there is nothing to fit or to leave out."""
 FAMILIES = {"out_tps": "rates", "ttft.p99": "ttft", "tpot.p99": "tpot", "e2e.p99": "e2e", "mem_gib": "memory", "start_s": "start"}
-READ_BY_SURFACE = ("kv_cache_dtype", "enforce_eager", "async_scheduling")
-"""Parameters that a study may leave alone and that the surface and the memory model read all the same."""
 
 
 def launch(record: TrialRecord, kind: str) -> LaunchRecord | str:
@@ -57,8 +57,14 @@ def launch(record: TrialRecord, kind: str) -> LaunchRecord | str:
     wrong = next((row.invalid for row in table.rows if row.invalid), None)
     if wrong is not None:
         return f"a level is invalid: {wrong}"
+    if any(one["errors"] for one in table.facts.get("levels", ())):
+        return "requests failed, and a ledger does not say how many"
     tokens = table.totals.get("kv_cache_tokens")
-    return LaunchRecord(**known, **seconds, kv_tokens=None if tokens is None else round(tokens), levels=tuple(levels(record, kind)))
+    try:
+        found = tuple(levels(record, kind))
+    except KeyError as error:
+        return f"no {error.args[0]} was measured"
+    return LaunchRecord(**known, **seconds, kv_tokens=None if tokens is None else round(tokens), levels=found)
 
 
 def levels(record: TrialRecord, kind: str) -> Iterator[Level]:
@@ -74,7 +80,7 @@ def levels(record: TrialRecord, kind: str) -> Iterator[Level]:
 def level(row: Row, facts: Mapping[str, Value], kind: str, memory_gib: float, took_s: float, cached: bool) -> Level:
     """A row in the recording's units. Without a prefix cache nothing can hit it, which the ledger leaves out."""
     metrics, span = row.metrics, facts["window_s"]
-    asked, finished, errors = facts["requests_in_window"], facts["finished_in_window"], len(facts["errors"])
+    asked, finished = facts["requests_in_window"], facts["finished_in_window"]
     rate, together = row.level.get("request_rate"), row.level.get("concurrency")
     return Level(
         kind=kind,
@@ -82,8 +88,8 @@ def level(row: Row, facts: Mapping[str, Value], kind: str, memory_gib: float, to
         conc=None if together is None else int(together),
         n=asked,
         ok=finished,
-        cut=max(0, asked - finished - errors),
-        err=errors,
+        cut=asked - finished,
+        err=0,
         span=span,
         rps=rounded(metrics["requests_per_s"]),
         out_tps=rounded(metrics["output_tokens_per_s"]),
@@ -110,12 +116,16 @@ def describe(found: History, study: Study, traffic: str, only: str | None, devic
     kept = [note.payload for note in found.notes if note.kind == "engines"]
     if len(study.engine) != 1 or not kept:
         raise AutotuneError("A recording holds the launches of one engine, and the study has another number of them.")
+    if study.workload.get("kind") != "http":
+        raise AutotuneError("A recording holds load levels, which only a study with the http workload measures.")
     (kind, identity), section = next(iter(kept[-1].items())), study.engine[0]
     first = next((one for one in found.records.values() if not one.configuration.values and one.measurement), None)
     model, shape = models.facts(str(section["model"])), HttpWorkload(HttpWorkload.Options(**study.workload)).request_shape()
     if first is None or model is None or shape is None:
         raise AutotuneError("A recording needs a measured default, a model of known shape and traffic of known lengths.")
-    varied = dict.fromkeys(name for one in found.records.values() for name in one.configuration.values)
+    varied = dict.fromkeys(name for one in found.records.values() for name in one.configuration.values) | dict.fromkeys(KNOWN)
+    if unknown := [name for name in varied if name not in first.effective]:
+        raise AutotuneError(f"The recorded engine needs {', '.join(unknown)} of the default, which {kind} did not confirm.")
     tokens = round(shape.input_tokens + shape.output_tokens)
     lengths = {name: round(getattr(shape, f"{name}_tokens")) for name in ("shared", "input", "output")}
     packages = ", ".join(f"{name} {version}" for name, version in identity["packages"].items())
@@ -130,7 +140,7 @@ def describe(found: History, study: Study, traffic: str, only: str | None, devic
         imports_s=round(float(np.median(starts)), 2) if starts else 0.0,
         max_model_len=int(first.effective["max_model_len"]),
         model=model,
-        defaults={name: first.effective[name] for name in (*varied, *(one for one in READ_BY_SURFACE if one not in varied))},
+        defaults={name: first.effective[name] for name in varied},
         traffic={traffic: Traffic(tokens_per_request=tokens, **{f"{name}_tokens": value for name, value in lengths.items()})},
         noisy=True,
     )
@@ -179,10 +189,13 @@ def recording(
     about = describe(found, studies.load(study)[0], traffic, only, device_memory_gib)
     records = sorted((*found.earlier, *found.records.values()), key=lambda one: (one.number, one.attempt))
     told = [f"not {only}" if outside(one, about, only) else launch(one, traffic) for one in records]
-    whole = Recording(name=source.stem, about=about, launches=tuple(one for one in told if isinstance(one, LaunchRecord)))
+    launches, left_out = tuple(one for one in told if isinstance(one, LaunchRecord)), Counter(filter(_is_text, told))
+    if sum(bool(one.levels) for one in launches) < LEAST:
+        raise AutotuneError(f"Fewer than {LEAST} launches have levels to record. Left out: {dict(left_out)}.")
+    whole = Recording(name=source.stem, about=about, launches=launches)
     errors = Surface(whole).errors()
     about = about.model_copy(update={"noise": noise(whole), "flat": flat(errors)})
-    return Recording(name=whole.name, about=about, launches=whole.launches), errors, Counter(filter(_is_text, told))
+    return Recording(name=whole.name, about=about, launches=launches), errors, left_out
 
 
 def outside(record: TrialRecord, about: Description, only: str | None) -> bool:

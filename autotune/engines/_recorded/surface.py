@@ -35,7 +35,7 @@ STOP_S = 2.0
 """Seconds a recorded launch took to stop; the failed ones ended 1 to 2 s after their last sign of life."""
 
 
-_KNOWN = (
+KNOWN = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "gpu_memory_utilization",
@@ -75,7 +75,7 @@ class Surface:
         self.memory = recording.memory()
         self.working = tuple(launch for launch in recording.distinct if launch.levels)
         self.nuggets = NUGGETS if recording.about.noisy else (NUGGET,)
-        self.others = tuple(name for name in recording.about.defaults if name not in _KNOWN)
+        self.others = tuple(name for name in recording.about.defaults if name not in KNOWN)
         self._fits: dict[tuple[str, str], Regression] = {}
 
     def answer(self, values: Mapping[str, Value], interpolate: bool = True) -> LaunchRecord:
