@@ -126,6 +126,8 @@ def describe(found: History, study: Study, traffic: str, only: str | None, devic
     varied = dict.fromkeys(name for one in found.records.values() for name in one.configuration.values) | dict.fromkeys(KNOWN)
     if unknown := [name for name in varied if name not in first.effective]:
         raise AutotuneError(f"The recorded engine needs {', '.join(unknown)} of the default, which {kind} did not confirm.")
+    if words := [name for name in varied if name not in KNOWN and not isinstance(first.effective[name], bool | int | float)]:
+        raise AutotuneError(f"The surface has no scale for {', '.join(words)}: leave it out of the study's search space.")
     tokens = round(shape.input_tokens + shape.output_tokens)
     lengths = {name: round(getattr(shape, f"{name}_tokens")) for name in ("shared", "input", "output")}
     packages = ", ".join(f"{name} {version}" for name, version in identity["packages"].items())

@@ -4,7 +4,8 @@ Interpolation is a Gaussian process per load level and family of metrics, in log
 batch of decoding requests depends on: the concurrency that the configuration can reach at all (the smaller of
 `max_num_seqs`, the KV cache over a request's tokens and the offered concurrency), the prefill chunk, the KV cache's
 size, the block size, and the flags. KV capacity comes from the memory model, not from the process. `errors` tells how
-far off the surface is where a launch is left out; nothing is answered outside the range of what was recorded.
+far off the surface is where a configuration is left out, and whether the mean of the others would have done as well; nothing
+is answered outside the range of what was recorded. A configuration that was launched several times is the mean of its launches.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ KNOWN = (
 
 
 class Error(NamedTuple):
-    """How far interpolation is off when a launch is left out; relative for rates, latencies and memory."""
+    """How far interpolation is off when a configuration is left out, relative to what was measured.
+
+    `mem_gib` is the memory beside the KV cache; the cache itself is `kv_tokens`, as the memory model has it.
+    """
 
     level: str
     metric: str
@@ -89,7 +93,7 @@ class Surface:
         return self._failure(full, refused) if refused else self._predicted(full)
 
     def errors(self) -> list[Error]:
-        """Cross-validated errors: for each launch, kernels are fitted without it and asked for it."""
+        """Cross-validated errors: for each configuration, kernels are fitted without its launches and asked for it."""
         names = [level.name for level in self.working[0].levels]
         chosen = [(name, family) for name in names for family in ("rates", *_LATENCIES)] + [("", "memory"), ("", "start")]
         return [*(self._left_out(level, family) for level, family in chosen), self._capacity_left_out()]
