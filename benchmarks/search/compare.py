@@ -273,6 +273,9 @@ def against_best(found: dict[str, list[Course]]) -> list[str]:
 def own_caveats(task: Task) -> list[str]:
     """What the surface of our own study is, and is not."""
     found = load(task.data)
+    launched = [task.truth(Configuration(engine="recorded", values=launch.config)) for launch in found.distinct]
+    measured = {one.values for one in launched if one is not None}
+    points = best(task).points
     objectives = ", ".join(f"{each.direction} {each.name}" for each in task.objectives)
     return [
         f"Aims: {objectives}; {', '.join(each.name for each in task.constraints)}.",
@@ -280,6 +283,8 @@ def own_caveats(task: Task) -> list[str]:
         "Nearly all of them were chosen by a search for a good front, so that they crowd there. No launch failed and nothing in "
         "the space can: what the policy knows of crashes and of memory has nothing to do here. A launched configuration is "
         "answered as it was measured, its luck included. " + agreements([task]),
+        f"Launched were {sum(one in measured for one in points)} of the {len(points)} points of the true front; the others are what "
+        "the surface makes of the launches, and are as far off as the table of errors says.",
         task.note,
         f"The surface answers the mean of the launches for {', '.join(found.about.flat) or 'nothing'}: cross-validation found its "
         "own answer no better there, so that nothing can be aimed at them.",

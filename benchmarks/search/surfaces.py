@@ -132,6 +132,7 @@ def own() -> tuple[Task, ...]:
     limit = Constraint.parse("tpot_ms.p99 <= 35 @ concurrency=256")
     data, space_file = DATA / "h200-chat-8b.jsonl", Path(__file__).parent / "chat-8b.yaml"
     note = (
+        "Made by `scripts/recording.py --only 'max_num_seqs >= 64'` from the ledger of studies/h200/chat-8b-vllm.yaml. "
         "The TTFT at 30 requests/s, which the study aimed at too, is no aim here: relaunches of one configuration differ by as "
         "much as configurations do. The study's one launch with 32 sequences, which drowned at 30 requests/s, is left out: with "
         "nothing measured between 32 and 64, nobody knows where drowning begins, and a surface through it fits worse than the mean."
