@@ -283,8 +283,8 @@ def own_caveats(task: Task) -> list[str]:
         "Nearly all of them were chosen by a search for a good front, so that they crowd there. No launch failed and nothing in "
         "the space can: what the policy knows of crashes and of memory has nothing to do here. A launched configuration is "
         "answered as it was measured, its luck included. " + agreements([task]),
-        f"Launched were {sum(one in measured for one in points)} of the {len(points)} points of the true front; the others are what "
-        "the surface makes of the launches, and are as far off as the table of errors says.",
+        f"Launched were {sum(one in measured for one in points)} of the {len(points)} points of the true front; the others are "
+        "what the surface makes of the launches, and are as far off as the table of errors says.",
         task.note,
         f"The surface answers the mean of the launches for {', '.join(found.about.flat) or 'nothing'}: cross-validation found its "
         "own answer no better there, so that nothing can be aimed at them.",
