@@ -89,7 +89,7 @@ class RecordedWorkload(Workload):
         rows: list[Row] = []
         for index, level in enumerate(levels):
             progress(f"{level.name} (recorded)", index / len(levels))
-            session.spend("measure", level.span + LEVEL_GAP_S)
+            session.spend("measure", level.span + LEVEL_GAP_S if level.took_s is None else level.took_s)
             rows.append(_row(level, self.options.min_finished))
             ahead = tuple(one.key for one in levels[index + 1 :])
             if ahead:

@@ -9,9 +9,10 @@ from typing import Literal
 
 import numpy as np
 import optuna
-from surfaces import Ran, Task, space
+from surfaces import Ran, Task
 
 from autotune.bar import Bar
+from autotune.engines._recorded.recording import Recording, load
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
 from autotune.feasibility.ladder import Known, Ladder
 from autotune.score import reached
@@ -60,12 +61,12 @@ class Ours(Arm):
         probe_s: float | None = None,
         blur: float = 0.0,
     ) -> None:
-        engine = RecordedEngine(RecordedOptions(kind="recorded"))
+        engine = RecordedEngine(RecordedOptions(**task.engine_options))
         resolved = engine.preflight([Configuration(engine="recorded")])[0].resolved
-        whole = space()
+        whole = task.space
         memory = engine.memory_model(resolved)
         rungs = Ladder(whole, {"recorded": Known(resolved=resolved, memory=memory if ladder else None)})
-        shape = RecordedWorkload(RecordedWorkloadOptions(kind="recorded", traffic=task.traffic)).request_shape()
+        shape = RecordedWorkload(RecordedWorkloadOptions(**task.workload_options)).request_shape()
         self.roofline = Roofline(memory, engine.identity().device, shape, resolved)
         self.driver = Driver(
             whole,
@@ -115,7 +116,7 @@ class Plain(Arm):
 
     def __init__(self, task: Task, sampler: optuna.samplers.BaseSampler, levels: Sequence[dict[str, float]] = ()) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.task, self.space, self.levels = task, space(), levels
+        self.task, self.space, self.levels = task, task.space, levels
         self.study = optuna.create_study(directions=list(task.directions), sampler=sampler)
         self.trial: optuna.trial.Trial | None = None
 
@@ -149,20 +150,30 @@ class Listed(Arm):
 
 def random(task: Task, seed: int) -> Arm:
     """Uniform over the whole space."""
-    generator, whole = np.random.default_rng(seed), space()
+    generator, whole = np.random.default_rng(seed), task.space
     return Listed(iter(lambda: whole.decode(grid.draw(whole, generator)), None))
 
 
 def auto_tune(task: Task, seed: int) -> Arm:
-    """vLLM's auto_tune script: max_num_seqs x max_num_batched_tokens at the default of everything else, in order."""
+    """vLLM's auto_tune script: max_num_seqs x max_num_batched_tokens at the default of everything else, in order.
+
+    As far as the recording goes: a value outside it would be refused for a reason that the engine does not have.
+    """
     pairs = [(seqs, rows) for seqs in (32, 64, 128, 256, 512, 1024) for rows in (512, 1024, 2048, 4096, 8192, 16384)]
     values = [{"max_num_seqs": seqs, "max_num_batched_tokens": rows} for seqs, rows in pairs]
-    return Listed(Configuration(engine="recorded", values=value) for value in values)
+    ranges = {name: seen(load(task.data), name) for name in ("max_num_seqs", "max_num_batched_tokens")}
+    known = [value for value in values if all(low <= value[name] <= high for name, (low, high) in ranges.items())]
+    return Listed(Configuration(engine="recorded", values=value) for value in known)
+
+
+def seen(recording: Recording, parameter: str) -> tuple[int, int]:
+    """Smallest and largest value of a parameter that was launched."""
+    values = [int(str(value)) for value in recording.seen(parameter)]
+    return min(values), max(values)
 
 
 def arms(slow: bool) -> dict[str, Callable[[Task, int], Arm]]:
     """Every arm by name; `slow` adds the Gaussian process, which takes most of the time."""
-    saturated = {"chat": 512.0, "prefix": 256.0}
     found: dict[str, Callable[[Task, int], Arm]] = {
         "ours": lambda task, seed: Ours(task, seed),
         "ours, every launch to its end": lambda task, seed: Ours(task, seed, early=False),
@@ -174,9 +185,7 @@ def arms(slow: bool) -> dict[str, Callable[[Task, int], Arm]]:
         "staged, one parameter after the other": lambda task, seed: Ours(task, seed, prior=False, strategy="staged"),
         "Optuna TPE": lambda task, seed: Plain(task, optuna.samplers.TPESampler(seed=seed)),
         "Optuna NSGA-II": lambda task, seed: Plain(task, optuna.samplers.NSGAIISampler(seed=seed)),
-        "Optuna TPE, one load": lambda task, seed: Plain(
-            task, optuna.samplers.TPESampler(seed=seed), [{"concurrency": saturated[task.traffic]}]
-        ),
+        "Optuna TPE, one load": lambda task, seed: Plain(task, optuna.samplers.TPESampler(seed=seed), [task.saturated]),
         "random": random,
         "grid of two flags": auto_tune,
     }

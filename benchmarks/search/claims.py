@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,14 +99,25 @@ def searched(task: Task, seed: int, noise: float, trials: int) -> list[TrialReco
     return records
 
 
-def row(found: list[Claim]) -> list[str]:
-    covered = np.mean([claim.low <= claim.true <= claim.high for claim in found])
-    over = [claim.claimed / claim.true - 1 for claim in found]
+def interval(studies: list[list[Claim]], measure: Callable[[Claim], float], digits: int) -> str:
+    """A mean over all claims with its 95 % bootstrap interval over studies, for the claims of one study share its default."""
+    sums = np.array([[sum(map(measure, study)), len(study)] for study in studies])
+    drawn = sums[np.random.default_rng(0).integers(len(sums), size=(2000, len(sums)))].sum(axis=1)
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
+    mean = sums[:, 0].sum() / sums[:, 1].sum()
+    sign = "+" if digits > 1 else ""
+    return f"{mean:{sign}.{digits}%} [{low:{sign}.{digits}%}, {high:{sign}.{digits}%}]"
+
+
+def row(studies: list[list[Claim]]) -> list[str]:
+    found = [claim for study in studies for claim in study]
+    covered = interval(studies, lambda claim: claim.low <= claim.true <= claim.high, 1)
+    over = interval(studies, lambda claim: claim.claimed / claim.true - 1, 2)
     lucky = [claim.searched / claim.true - 1 for claim in found]
     wrong = [
         claim for claim in found if (claim.answer == "better" and claim.true < 1) or (claim.answer == "worse" and claim.true > 1)
     ]
-    return [str(len(found)), f"{covered:.1%}", f"{np.mean(over):+.2%}", f"{np.mean(lucky):+.2%}", f"{len(wrong) / len(found):.1%}"]
+    return [str(len(found)), covered, over, f"{np.mean(lucky):+.2%}", f"{len(wrong) / len(found):.1%}"]
 
 
 def main() -> None:
@@ -127,12 +139,14 @@ def main() -> None:
     ]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for noise in given.noise:
-        found: list[Claim] = []
+        found: list[list[Claim]] = []
         for index in range(given.studies):
             task = tasks()[index % 2]
-            found += claims(task, index, noise, given.trials, given.repeats)
+            found.append(claims(task, index, noise, given.trials, given.repeats))
         lines.append("| " + " | ".join([f"{noise:.0%}", *row(found)]) + " |")
-    about = f"{given.studies} studies a noise, half on each surface; {given.trials} trials, {given.repeats} rounds."
+    about = (
+        f"{given.studies} studies a noise, half on each surface; {given.trials} trials, {given.repeats} rounds; intervals are 95 %."
+    )
     keep("What finalists claim against the truth", about, lines, given.out)
 
 

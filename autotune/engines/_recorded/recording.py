@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import orjson
@@ -48,6 +49,11 @@ class Level(Frozen):
     mem_gib: float
     preempt: float
     hit: float
+    took_s: float | None = None
+    """Seconds of the launch that the level took: warm-up, window, drain and its share of what lay between the levels.
+
+    None where only the span is known.
+    """
 
     @property
     def key(self) -> Mapping[str, Value]:
@@ -81,6 +87,19 @@ class Traffic(Frozen):
     output_tokens: int
 
 
+class Noise(Frozen):
+    """Relative standard deviations of one level between launches of one configuration: of rates, and of the 99th percentiles.
+
+    `degrees` is how many independent differences they were fitted on: launches less configurations.
+    """
+
+    rates: float
+    ttft: float
+    tpot: float
+    e2e: float
+    degrees: int
+
+
 class Description(Frozen):
     """The recording's sidecar file: what was measured on what."""
 
@@ -95,6 +114,12 @@ class Description(Frozen):
     model: ModelFacts
     defaults: Mapping[str, Value]
     traffic: Mapping[str, Traffic]
+    noise: Mapping[str, Noise] = Field(default_factory=dict)
+    """Of each level by its name; empty when no configuration was launched twice."""
+    noisy: bool = False
+    """Whether the surface between the launches fits their noise, instead of going through each of them."""
+    flat: tuple[str, ...] = ()
+    """`LEVEL FAMILY` of what the launches cannot tell apart from its mean: the surface then answers the mean between them."""
 
 
 class Recording(Frozen):
@@ -117,7 +142,25 @@ class Recording(Frozen):
     def find(self, values: Mapping[str, Value]) -> LaunchRecord | None:
         """The launch of exactly this configuration, whether or not it spells its defaults out."""
         wanted = self.resolve(values)
-        return next((launch for launch in self.launches if self.resolve(launch.config) == wanted), None)
+        return next((launch for launch in self.distinct if self.resolve(launch.config) == wanted), None)
+
+    @functools.cached_property
+    def distinct(self) -> tuple[LaunchRecord, ...]:
+        """One launch a configuration, in the order measured: the mean of those that were launched several times."""
+        return tuple(mean_of(group) if len(group) > 1 else group[0] for group in self.repeats)
+
+    @property
+    def repeats(self) -> tuple[tuple[LaunchRecord, ...], ...]:
+        """The launches of each configuration; those that could not start are kept only where none of them could."""
+        groups: list[list[LaunchRecord]] = []
+        for launch in self.launches:
+            same = (group for group in groups if self.resolve(group[0].config) == self.resolve(launch.config))
+            found = next(same, None)
+            if found is None:
+                groups.append([launch])
+            else:
+                found.append(launch)
+        return tuple(tuple([launch for launch in group if launch.levels] or group) for group in groups)
 
     def seen(self, parameter: str) -> tuple[Value, ...]:
         """Every value of a parameter that was measured, the default among them."""
@@ -144,6 +187,36 @@ class Recording(Frozen):
             if launch.kv_tokens is not None:
                 model = model.calibrated(self.resolve(launch.config), launch.kv_tokens)
         return model
+
+
+def mean_of(launches: Sequence[LaunchRecord]) -> LaunchRecord:
+    """The geometric mean of launches of one configuration, field by field; counts are the arithmetic mean, and rounded."""
+    first = launches[0]
+    tokens = [launch.kv_tokens for launch in launches if launch.kv_tokens is not None]
+    seconds = {name: _mean([getattr(launch, name) for launch in launches]) for name in ("start_s", "total_s")}
+    levels = tuple(_mean_level([launch.levels[index] for launch in launches]) for index in range(len(first.levels)))
+    return first.model_copy(update={**seconds, "levels": levels, "kv_tokens": round(_mean(tokens)) if tokens else None})
+
+
+def _mean_level(levels: Sequence[Level]) -> Level:
+    def of(name: str) -> list[float]:
+        return [getattr(level, name) for level in levels]
+
+    took = {} if any(level.took_s is None for level in levels) else {"took_s": _mean(of("took_s"))}
+    fields = {name: _mean(of(name)) for name in ("span", "rps", "out_tps", "tot_tps", "joule", "mem_gib")}
+    counts = {name: round(sum(of(name)) / len(levels)) for name in ("n", "ok", "cut", "err")}
+    shares = {name: sum(of(name)) / len(levels) for name in ("preempt", "hit")}
+    latencies = {
+        family: Percentiles(
+            **{name: _mean([getattr(getattr(one, family), name) for one in levels]) for name in Percentiles.model_fields}
+        )
+        for family in ("ttft", "tpot", "e2e")
+    }
+    return levels[0].model_copy(update={**fields, **counts, **shares, **latencies, **took})
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.exp(math.fsum(map(math.log, values)) / len(values)) if min(values) > 0 else math.fsum(values) / len(values)
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,7 +4,8 @@ Interpolation is a Gaussian process per load level and family of metrics, in log
 batch of decoding requests depends on: the concurrency that the configuration can reach at all (the smaller of
 `max_num_seqs`, the KV cache over a request's tokens and the offered concurrency), the prefill chunk, the KV cache's
 size, the block size, and the flags. KV capacity comes from the memory model, not from the process. `errors` tells how
-far off the surface is where a launch is left out; nothing is answered outside the range of what was recorded.
+far off the surface is where a configuration is left out, and whether the mean of the others would have done as well; nothing
+is answered outside the range of what was recorded. A configuration that was launched several times is the mean of its launches.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from autotune.engines._recorded.recording import LaunchRecord, Level, Percentiles, Recording, load
-from autotune.engines._recorded.regression import Array, Regression
+from autotune.engines._recorded.regression import NUGGET, NUGGETS, Array, Regression
 from autotune.trial import Value
 
 _STATISTICS = ("p50", "p90", "p95", "p99")
+_LATENCIES = ("ttft", "tpot", "e2e")
 _FAMILIES: Mapping[str, tuple[str, ...]] = {
     "rates": ("out_tps", "rps", "tot_tps", "span", "joule"),
     "ttft": _STATISTICS,
@@ -33,13 +36,35 @@ STOP_S = 2.0
 """Seconds a recorded launch took to stop; the failed ones ended 1 to 2 s after their last sign of life."""
 
 
+KNOWN = (
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "gpu_memory_utilization",
+    "block_size",
+    "kv_cache_dtype",
+    "enforce_eager",
+    "async_scheduling",
+    "enable_prefix_caching",
+)
+"""Parameters with a feature of their own; any other is taken as the number that it is."""
+
+
 class Error(NamedTuple):
-    """How far interpolation is off when a launch is left out; relative for rates, latencies and memory."""
+    """How far interpolation is off when a configuration is left out, relative to what was measured.
+
+    `mem_gib` is the memory beside the KV cache; the cache itself is `kv_tokens`, as the memory model has it.
+    """
 
     level: str
     metric: str
     median: float
     root_mean_square: float
+    of_mean: float
+    """Root mean square of answering the mean of the other launches instead; a surface that is no better knows nothing."""
+
+    @property
+    def informed(self) -> bool:
+        return self.root_mean_square < self.of_mean
 
 
 class Outside(Exception):
@@ -52,7 +77,9 @@ class Surface:
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
         self.memory = recording.memory()
-        self.working = tuple(launch for launch in recording.launches if launch.levels)
+        self.working = tuple(launch for launch in recording.distinct if launch.levels)
+        self.nuggets = NUGGETS if recording.about.noisy else (NUGGET,)
+        self.others = tuple(name for name in recording.about.defaults if name not in KNOWN)
         self._fits: dict[tuple[str, str], Regression] = {}
 
     def answer(self, values: Mapping[str, Value], interpolate: bool = True) -> LaunchRecord:
@@ -66,21 +93,36 @@ class Surface:
         return self._failure(full, refused) if refused else self._predicted(full)
 
     def errors(self) -> list[Error]:
-        """Cross-validated errors: for each launch, kernels are fitted without it and asked for it."""
+        """Cross-validated errors: for each configuration, kernels are fitted without its launches and asked for it."""
         names = [level.name for level in self.working[0].levels]
-        chosen = [(name, family) for name in names for family in ("rates", "ttft", "tpot")] + [("", "memory"), ("", "start")]
-        return [self._left_out(level, family) for level, family in chosen]
+        chosen = [(name, family) for name in names for family in ("rates", *_LATENCIES)] + [("", "memory"), ("", "start")]
+        return [*(self._left_out(level, family) for level, family in chosen), self._capacity_left_out()]
 
     def _left_out(self, level: str, family: str) -> Error:
         inputs, targets = self._features(level), self._targets(level, family)
-        column = 3 if family in ("ttft", "tpot") else 0
-        missed = []
+        column = _STATISTICS.index("p99") if family in _LATENCIES else 0
+        missed, plain = [], []
         for index in range(len(self.working)):
             rest = np.arange(len(self.working)) != index
-            predicted = Regression.fit(inputs[rest], targets[rest]).predict(inputs[index])
+            predicted = Regression.fit(inputs[rest], targets[rest], self.nuggets).predict(inputs[index])
             missed.append(math.exp(predicted[column] - targets[index, column]) - 1)
-        metric = {"rates": "out_tps", "ttft": "ttft.p99", "tpot": "tpot.p99", "memory": "mem_gib", "start": "start_s"}[family]
-        return Error(level, metric, float(np.median(np.abs(missed))), float(np.sqrt(np.mean(np.square(missed)))))
+            plain.append(math.exp(targets[rest, column].mean() - targets[index, column]) - 1)
+        metric = {"rates": "out_tps", "memory": "mem_gib", "start": "start_s"}.get(family, f"{family}.p99")
+        return Error(level, metric, float(np.median(np.abs(missed))), _root_mean_square(missed), _root_mean_square(plain))
+
+    def _capacity_left_out(self) -> Error:
+        """Of the memory model's KV cache, corrected by the other launches only."""
+        known = [launch for launch in self.working if launch.kv_tokens is not None]
+        about = replace(self.memory, corrections=())
+        missed, plain = [], []
+        for one in known:
+            rest = [launch for launch in known if launch is not one]
+            model = about
+            for launch in rest:
+                model = model.calibrated(self.recording.resolve(launch.config), launch.kv_tokens or 0)
+            missed.append(model.need(self.recording.resolve(one.config)).kv_tokens / (one.kv_tokens or 1) - 1)
+            plain.append(math.exp(np.mean([math.log(launch.kv_tokens or 1) for launch in rest])) / (one.kv_tokens or 1) - 1)
+        return Error("", "kv_tokens", float(np.median(np.abs(missed))), _root_mean_square(missed), _root_mean_square(plain))
 
     def check(self, values: Mapping[str, Value], interpolate: bool = True) -> None:
         """Raise Outside when the recording cannot answer these values."""
@@ -130,10 +172,16 @@ class Surface:
                 "preempt": float(round(max(0.0, math.expm1(preempted)))),
                 "hit": min(1.0, max(0.0, float(hit))) if full["enable_prefix_caching"] else 0.0,
                 "mem_gib": memory_gib,
+                "took_s": None if pattern.took_s is None else rates[_FAMILIES["rates"].index("span")] + self._around(pattern.name),
                 **dict(zip(_FAMILIES["rates"], map(float, rates), strict=True)),
-                **{name: self._percentiles(pattern.name, name, point) for name in ("ttft", "tpot", "e2e")},
+                **{name: self._percentiles(pattern.name, name, point) for name in _LATENCIES},
             }
         )
+
+    def _around(self, level: str) -> float:
+        """Seconds that a level takes beyond its span, where the recording says."""
+        rows = (one for launch in self.working for one in launch.levels if one.name == level)
+        return float(np.median([(one.took_s or one.span) - one.span for one in rows]))
 
     def _percentiles(self, level: str, family: str, point: Array) -> Percentiles:
         rising = np.maximum.accumulate(np.exp(self._fit(level, family).predict(point)))
@@ -141,7 +189,9 @@ class Surface:
 
     def _fit(self, level: str, family: str) -> Regression:
         if (level, family) not in self._fits:
-            self._fits[level, family] = Regression.fit(self._features(level), self._targets(level, family))
+            inputs, targets = self._features(level), self._targets(level, family)
+            flat = f"{level} {family}".strip() in self.recording.about.flat
+            self._fits[level, family] = Regression.flat(inputs, targets) if flat else Regression.fit(inputs, targets, self.nuggets)
         return self._fits[level, family]
 
     def _features(self, level: str) -> Array:
@@ -170,6 +220,7 @@ class Surface:
                 float(full["async_scheduling"]),
                 weight * cached,
                 0.5 * math.log2(full["max_num_seqs"]) if not level else 0.0,
+                *(_step(full[name]) for name in self.others),
             ]
         )
 
@@ -188,6 +239,11 @@ class Surface:
         return max(level.mem_gib for level in launch.levels) - held
 
 
+def _step(value: Value) -> float:
+    """A parameter without a feature of its own: half its logarithm, so that four times as much is a noticeable step."""
+    return float(value) if isinstance(value, bool) else 0.5 * math.log2(max(1.0, float(value)))
+
+
 def _family(row: Level, family: str) -> Sequence[float]:
     if family == "counts":
         return [row.ok / row.n, row.cut / row.n, math.log1p(row.preempt), row.hit]
@@ -195,6 +251,10 @@ def _family(row: Level, family: str) -> Sequence[float]:
         return [math.log(getattr(row, name)) for name in _FAMILIES["rates"]]
     percentiles: Percentiles = getattr(row, family)
     return [math.log(getattr(percentiles, name)) for name in _STATISTICS]
+
+
+def _root_mean_square(values: Sequence[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
 
 
 def _gap(launch: LaunchRecord) -> float:
