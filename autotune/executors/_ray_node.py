@@ -6,13 +6,16 @@ and engine, is therefore found and ended by `clean`.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from autotune import process
+from autotune import gpu, process
 from autotune.bar import Bar
 from autotune.engines.base import Context, Engine
 from autotune.evaluate import evaluate
@@ -36,34 +39,65 @@ class Home:
     study: str
 
 
-def attempt(engine: Engine, workload: Workload, job_text: str, home: Home, bar: Bar | None, gpus: Sequence[int]) -> Answer:
-    """One attempt here, after ending what earlier ones of this store left. Raises only what `evaluate` raises."""
-    job = TrialJob.model_validate_json(job_text)
-    clean(home.store)
-    root = process.scratch_root()
-    context = Context(
-        study=home.study,
-        trial=job.number,
-        attempt=job.attempt,
-        tag=process.make_tag(Path(home.store), home.study, job.number, job.attempt),
-        folder=root / "folder",
-        scratch=root / "trial",
-        cache=Path(tempfile.gettempdir()) / "autotune-cache",
-        gpus=tuple(gpus),
-        seed=job.seed,
-        origin=job.origin,
-        bar=bar,
-    )
-    try:
-        record = evaluate(job, engine, workload, context, lambda label, share: None)
-        return record.model_dump_json(), packed(context.folder)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+@dataclass(frozen=True)
+class Seat:
+    """Where trials run one after the other: GPUs of this node, for as long as this process has them."""
+
+    home: Home
+    gpus: Sequence[int]
+
+    def attempt(self, engine: Engine, workload: Workload, job: TrialJob, bar: Bar | None) -> Answer:
+        """One attempt here, after ending what earlier ones of this store left. Raises only what `evaluate` raises."""
+        clean(self.home.store)
+        assert self._idle is not None, "looked at while nothing runs"
+        root = process.scratch_root()
+        context = self._context(job, root, bar)
+        try:
+            record = evaluate(job, engine, workload, context, lambda label, share: None)
+            return record.model_dump_json(), packed(context.folder)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is any memory that a trial can leave in use."""
+        return bool(self._idle)
+
+    def held(self) -> list[str]:
+        """Wait until the GPUs' memory is back. Says which it did not come back on, and who holds it."""
+        return [gpu.quarantine_message(index, extra) for index, extra in gpu.wait_memory_back(self._idle).items()]
+
+    @cached_property
+    def _idle(self) -> Mapping[int, int]:
+        """Once for all trials of this process, so that what each of them leaves adds up."""
+        return gpu.idle_baseline(self.gpus)
+
+    def _context(self, job: TrialJob, root: Path, bar: Bar | None) -> Context:
+        return Context(
+            study=self.home.study,
+            trial=job.number,
+            attempt=job.attempt,
+            tag=process.make_tag(Path(self.home.store), self.home.study, job.number, job.attempt),
+            folder=root / "folder",
+            scratch=root / "trial",
+            cache=Path(tempfile.gettempdir()) / "autotune-cache",
+            gpus=tuple(self.gpus),
+            seed=job.seed,
+            origin=job.origin,
+            bar=bar,
+        )
 
 
-def clean(store: str) -> None:
-    """End here what belongs to processes of the store that are gone, and remove their folders."""
+def clean(store: str, folders: Sequence[str] = ()) -> None:
+    """End here what belongs to processes of the store that are gone, and remove their folders and the given ones.
+
+    With each given folder go those above it that are then empty.
+    """
     process.reap(Path(store))
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.removedirs(Path(folder).parent)
 
 
 def packed(folder: Path) -> Files:
