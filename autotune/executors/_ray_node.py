@@ -10,12 +10,13 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from autotune import gpu, process
+from autotune import gpu, proc, process
 from autotune.bar import Bar
 from autotune.engines.base import Context, Engine
 from autotune.evaluate import evaluate
@@ -25,6 +26,9 @@ from autotune.workloads.base import Workload
 _FILE_BYTES = 4 << 20
 _ALL_BYTES = 64 << 20
 """The end of a trial's file, and of all its files together, that travels back."""
+
+_ENDING_S = 10.0
+"""How long a process that was killed may take to be gone."""
 
 Files = dict[str, bytes]
 Answer = tuple[str, Files]
@@ -88,16 +92,32 @@ class Seat:
         )
 
 
-def clean(store: str, folders: Sequence[str] = ()) -> None:
-    """End here what belongs to processes of the store that are gone, and remove their folders and the given ones.
-
-    With each given folder go those above it that are then empty.
-    """
+def clean(store: str) -> None:
+    """End here what belongs to processes of the store that are gone, and remove their folders."""
     process.reap(Path(store))
+
+
+def leave(home: Home, folders: Sequence[str]) -> None:
+    """Clean up after the study, whose processes here are being ended, and remove the given folders.
+
+    With each of them go those above it that are then empty.
+    """
+    deadline = time.monotonic() + _ENDING_S
+    while _runs(home) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    clean(home.store)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             os.removedirs(Path(folder).parent)
+
+
+def _runs(home: Home) -> bool:
+    """Whether a process that ran a trial of the study here is still there."""
+    mine = proc.parse_tag(process.make_tag(Path(home.store), home.study, 0))
+    assert mine is not None
+    found = [tag for text in proc.tags(proc.table()).values() if (tag := proc.parse_tag(text)) is not None]
+    return any((tag.store, tag.study) == (mine.store, mine.study) and proc.driver_alive(tag) for tag in found)
 
 
 def packed(folder: Path) -> Files:

@@ -70,7 +70,8 @@ class Placed(tune.Trainable):  # type: ignore[misc]
             self._leave_folder()
             return self._attempt() if self._wanted else {"done": True}
         held = self._seat.held()
-        return {"held": held, "node": ray.get_runtime_context().get_node_id(), "done": not held}
+        node = ray.get_runtime_context().get_node_id()
+        return {"held": held, "gpus": self._order["gpus"], "node": node, "done": not held}
 
     def _attempt(self) -> dict[str, Any]:
         job = TrialJob.model_validate_json(self._order["job"])

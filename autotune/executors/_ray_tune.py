@@ -49,6 +49,15 @@ _END_S = 60.0
 """How long Tune gets to end its actors."""
 
 
+class Held(NamedTuple):
+    """GPUs of a node that are kept from further trials, and why; used again when there is no message."""
+
+    node: str
+    host: str
+    gpus: int
+    messages: tuple[str, ...]
+
+
 class News(NamedTuple):
     """What happened to an attempt: it `began` and asks for its bar; its `record` came, or it was `lost`; its GPUs' memory is
     still `held`, or no more; Tune made it a `folder`; the whole loop `ended` by itself."""
@@ -184,7 +193,7 @@ class Listener(tune.Callback):  # type: ignore[misc]
             self._desk.tell(News("folder", key, result["folder"]))
             self._desk.tell(_fetched(key, result.pop("answer")[0]))
         elif "held" in result:
-            self._desk.tell(News("held", key, (result["node"], result["held"])))
+            self._desk.tell(News("held", key, Held(result["node"], result["hostname"], result["gpus"], tuple(result["held"]))))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_pickled_error() or trial.get_error() or RuntimeError("Tune gives no reason")
@@ -246,8 +255,10 @@ class Placement:
 
 
 def said(error: Exception) -> str:
-    """An error's kind and the first line of its message."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    """An error's kind and the line of its message that tells: the last one of a trace, otherwise the first."""
+    lines = str(error).strip().splitlines() or [""]
+    traced = isinstance(error, (ray.exceptions.RayTaskError, tune.TuneError))
+    return f"{type(error).__name__}: {lines[-1 if traced else 0]}"
 
 
 def _name(trial: Any) -> str:

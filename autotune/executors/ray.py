@@ -25,7 +25,7 @@ import ray
 from autotune.advice import advice
 from autotune.executors import _ray_cluster, _ray_node
 from autotune.executors._ray_trial import Order
-from autotune.executors._ray_tune import News, Placement
+from autotune.executors._ray_tune import Held, News, Placement
 from autotune.executors.base import Executor, Site
 from autotune.trial import Configuration, Failed, FailureKind, Phase, TrialJob, TrialRecord
 
@@ -61,8 +61,8 @@ class RayExecutor(Executor):
         self._out: dict[str, _Trial] = {}
         self._lines: Counter[int] = Counter()
         self._answered: deque[tuple[TrialJob, TrialRecord]] = deque()
-        self._held: dict[str, tuple[str, int]] = {}
-        """The node and the number of GPUs whose memory an attempt did not give back, by the attempt's key."""
+        self._held: dict[str, Held] = {}
+        """GPUs whose memory an attempt did not give back, by the attempt's key."""
         self._folders: set[str] = set()
         self._notices: list[str] = []
         self._nodes = set(_ray_cluster.nodes())
@@ -91,7 +91,7 @@ class RayExecutor(Executor):
     def collect(self, timeout_s: float) -> TrialRecord | None:
         deadline = time.monotonic() + timeout_s
         while not self._answered:
-            left = max(0.0, deadline - time.monotonic())
+            left = max(0.0, deadline - time.monotonic()) if self._out else 0.0
             news = self._placement.desk.heard(left) if self._placement is not None else None
             if news is None:
                 self._count_nodes()
@@ -112,7 +112,7 @@ class RayExecutor(Executor):
             return
         self._end_tune()
         self._out.clear()
-        _ray_cluster.on_every_node(_ray_node.clean, self._home.store, tuple(self._folders), timeout_s=_CLOSE_S)
+        _ray_cluster.on_every_node(_ray_node.leave, self._home, tuple(self._folders), timeout_s=_CLOSE_S)
         self.forget_scratch()
         self._cluster.leave()
 
@@ -127,7 +127,7 @@ class RayExecutor(Executor):
             case "began":
                 self._begin(one)
             case "held":
-                self._hold(news.key, *news.content)
+                self._hold(news.key, news.content)
             case "record" if one is not None:
                 self._answer(news.key, self._kept(one.job, news.content))
             case "lost":
@@ -145,20 +145,20 @@ class RayExecutor(Executor):
             one.began_at = time.time()
         self._placement.desk.give_bar(one is not None, None if one is None else self.site.bar(one.job))
 
-    def _hold(self, key: str, node: str, messages: list[str]) -> None:
+    def _hold(self, key: str, held: Held) -> None:
         """Tune keeps the group of such a trial, so that nothing else is placed there."""
-        if not messages:
-            self._held.pop(key, None)
-        elif key not in self._held:
-            self._held[key] = node, len(messages)
-            self._notices += [f"On node {node[:8]}: {message}" for message in messages]
+        if held.messages and key not in self._held:
+            self._held[key] = held
+            self._notices += [f"On {held.host}: {message}" for message in held.messages]
+        elif not held.messages and self._held.pop(key, None) is not None:
+            self._notices.append(f"On {held.host}: the memory of a trial's GPUs is back after all; they are used again.")
 
     def _usable(self) -> dict[str, Mapping[str, float]]:
         """What each live node has, without the GPUs whose memory is not back."""
         found = _ray_cluster.nodes()
-        for node, count in self._held.values():
-            if node in found:
-                found[node] = {**found[node], "GPU": found[node].get("GPU", 0) - count}
+        for held in self._held.values():
+            if held.node in found:
+                found[held.node] = {**found[held.node], "GPU": found[held.node].get("GPU", 0) - held.gpus}
         return found
 
     def _give_up_homeless(self) -> None:
