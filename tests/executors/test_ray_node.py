@@ -66,9 +66,9 @@ def test_leaving_ends_what_dead_processes_left_and_removes_folders(home, tmp_pat
     (run / "working_dirs").mkdir(parents=True)
     (tmp_path / "else").write_text("stays")
     code = (
-        "import subprocess, os; from pathlib import Path; from autotune import process, proc;"
-        f"tag = process.make_tag(Path({str(tmp_path)!r}), 's', 0);"
-        "one = subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, proc.TAG_VARIABLE: tag}); print(one.pid)"
+        "import subprocess as sub, os; from pathlib import Path; from autotune import process, proc;"
+        f"env = {{**os.environ, proc.TAG_VARIABLE: process.make_tag(Path({str(tmp_path)!r}), 's', 0)}};"
+        "print(sub.Popen(['sleep', '600'], env=env, stdout=sub.DEVNULL, stderr=sub.DEVNULL).pid)"
     )
     left = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert Path(f"/proc/{left}").exists()
