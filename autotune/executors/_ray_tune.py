@@ -12,22 +12,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import shutil
 import threading
 import uuid
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.search import Searcher
 
 from autotune import process
-from autotune.bar import Bar
 from autotune.engines.base import Engine
 from autotune.executors import _ray_cluster, _ray_node
-from autotune.executors._ray_trial import Order, Placed, run_folder
+from autotune.executors._ray_desk import Desk, FarDesk, Held, News
+from autotune.executors._ray_trial import Placed, run_folder
 from autotune.workloads.base import Workload
 
 _SETTINGS = {
@@ -47,90 +46,6 @@ _FETCH_S = 60.0
 """How long what a trial returned may take to arrive."""
 _END_S = 60.0
 """How long Tune gets to end its actors."""
-
-
-class Held(NamedTuple):
-    """GPUs of a node that are kept from further trials, and why; used again when there is no message."""
-
-    node: str
-    host: str
-    gpus: int
-    messages: tuple[str, ...]
-
-
-class News(NamedTuple):
-    """What happened to an attempt: it `began` and asks for its bar; its `record` came, or it was `lost`; its GPUs' memory is
-    still `held`, or no more; Tune made it a `folder`; the whole loop `ended` by itself."""
-
-    kind: Literal["began", "record", "lost", "held", "folder", "ended"]
-    key: str
-    content: Any = None
-
-
-class Desk:
-    """Between the driver and Tune's loop, which may be another process."""
-
-    def __init__(self) -> None:
-        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
-        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
-        self._bars: queue.SimpleQueue[tuple[bool, Bar | None]] = queue.SimpleQueue()
-        self._closed = threading.Event()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Tune pickles its parts into its snapshots, of which nothing is ever made again."""
-        return type(self), ()
-
-    def order(self, order: Order) -> None:
-        """From the driver: run this too."""
-        self._orders.put(order)
-
-    def heard(self, timeout_s: float) -> News | None:
-        """To the driver; each `began` has to be answered with `give_bar`."""
-        with contextlib.suppress(queue.Empty):
-            return self._news.get(timeout=timeout_s)
-        return None
-
-    def give_bar(self, wanted: bool, bar: Bar | None) -> None:
-        """From the driver: what the attempt that begins has to reach, or that nobody waits for it any more."""
-        self._bars.put((wanted, bar))
-
-    def close(self) -> None:
-        """From the driver: end everything."""
-        self._closed.set()
-        self._orders.put(None)
-        self._bars.put((False, None))
-
-    def closed(self) -> bool:
-        return self._closed.is_set()
-
-    def take(self, timeout_s: float) -> Order | None:
-        """To Tune: the next order; None when none came within the time."""
-        with contextlib.suppress(queue.Empty):
-            return self._orders.get(timeout=timeout_s)
-        return None
-
-    def tell(self, news: News) -> None:
-        """From Tune."""
-        self._news.put(news)
-
-    def begin(self, key: str) -> tuple[bool, Bar | None]:
-        """To Tune, when an attempt begins: what the driver answers."""
-        if self.closed():
-            return False, None
-        self._news.put(News("began", key))
-        return self._bars.get()
-
-
-class _FarDesk:
-    """A desk on the cluster's head, which the driver and Tune's loop both reach."""
-
-    def __init__(self) -> None:
-        self._actor = ray.remote(Desk).options(num_cpus=0, max_concurrency=8, resources=_ray_cluster.HEAD).remote()
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_actor":
-            raise AttributeError(name)
-        return lambda *arguments: ray.get(getattr(self._actor, name).remote(*arguments))
 
 
 class Submitted(Searcher):  # type: ignore[misc]
@@ -218,7 +133,7 @@ class Placement:
 
     def __init__(self, engines: Mapping[str, Engine], workload: Workload, home: _ray_node.Home) -> None:
         far = _ray_cluster.is_far()
-        self.desk: Any = _FarDesk() if far else Desk()
+        self.desk: Any = FarDesk() if far else Desk()
         self.folder = process.scratch_root() / f"tune-{uuid.uuid4().hex[:8]}"
         work = {"engines": dict(engines), "workload": workload, "home": home}
         self._thread = threading.Thread(target=self._run, args=(work, far), name="tune", daemon=True)
@@ -233,8 +148,10 @@ class Placement:
     def _run(self, work: Mapping[str, Any], far: bool) -> None:
         why = "its loop came to an end"
         try:
+            placed = tune.with_parameters(Placed, **work)
+            placed.__name__ = self.folder.name  # Tune keeps such classes by name, for all of a process's runs
             tune.run(
-                tune.with_parameters(Placed, **work),
+                placed,
                 name=self.folder.name,
                 search_alg=Submitted(self.desk),
                 num_samples=-1,

@@ -24,8 +24,9 @@ import ray
 
 from autotune.advice import advice
 from autotune.executors import _ray_cluster, _ray_node
+from autotune.executors._ray_desk import Held, News
 from autotune.executors._ray_trial import Order
-from autotune.executors._ray_tune import Held, News, Placement
+from autotune.executors._ray_tune import Placement
 from autotune.executors.base import Executor, Site
 from autotune.trial import Configuration, Failed, FailureKind, Phase, TrialJob, TrialRecord
 

@@ -31,7 +31,8 @@ fake = importlib.import_module("autotune_fakes.engine")
 count = importlib.import_module("autotune_fakes.workload")
 
 tunes = importlib.import_module("autotune.executors._ray_tune")
-Held, News = tunes.Held, tunes.News
+desks = importlib.import_module("autotune.executors._ray_desk")
+Held, News = desks.Held, desks.News
 
 pytestmark = [
     pytest.mark.slow,
