@@ -268,6 +268,8 @@ def test_the_next_trial_begins_once_the_memory_of_its_gpu_is_back(add_node, make
 def test_gpus_whose_memory_is_held_take_no_trials(add_node, make, by_speed):
     add_node(2)
     with make() as executor:
+        # Nodes of earlier tests count as alive for a while.
+        wait_until(lambda: sum(has.get("GPU", 0) for has in executor._usable().values()) == 2)
         node = next(node for node, has in executor._usable().items() if has.get("GPU"))
         held = News("held", "0-1", Held(node, "a-node", 2, ("GPU 0 is quarantined: 4.9 GiB",)))
         before = executor.capacity
