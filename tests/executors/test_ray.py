@@ -299,17 +299,6 @@ def test_trials_are_run_again_when_tunes_own_loop_ends(make, monkeypatch, tmp_pa
     assert isinstance(record.outcome, Measured)
 
 
-def test_a_driver_outside_the_cluster_reaches_it_across_ray_client(make, far_port, tmp_path, temporary):
-    asked = []
-    with make(address=f"ray://127.0.0.1:{far_port}", bar=lambda job: asked.append(job.number)) as executor:
-        for number in range(2):
-            executor.submit(contract.job(number, speed=100 + number))
-        records = contract.collect_all(executor, 2, 120.0)
-    assert all(isinstance(record.outcome, Measured) for record in records) and {0, 1} == set(asked)
-    assert (Path(records[0].folder) / "launch.json").is_file()
-    assert contract.leftovers(tmp_path) == [] and scratch_folders(temporary) == [] and of_tune(temporary) == []
-
-
 def test_files_of_a_trial_come_back_to_the_store(make, tmp_path, temporary):
     with make() as executor:
         executor.submit(contract.job(0))
@@ -360,12 +349,25 @@ def test_a_study_without_an_address_starts_ray_and_leaves_nothing_of_it(tmp_path
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"TMPDIR": str(folder)}
         argv = [sys.executable, "-m", "autotune.cli", "run", str(tmp_path / "study.yaml"), "--store", str(tmp_path / "store")]
         ran = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert ran.returncode == 0 and not ran.stderr, ran.stdout + ran.stderr
         left = [path for path in folder.rglob("*") if path.is_file() or path.is_socket()]
         assert not list(folder.glob("ray/session_2*")) and scratch_folders(folder) == [], left
         wait_until(lambda: processes_of(folder) == [])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_study_outside_the_cluster_reaches_it_across_ray_client(cluster, far_port, tmp_path, temporary):
+    (tmp_path / "study.yaml").write_text(STUDY.replace("{kind: ray}", f"{{kind: ray, address: 'ray://127.0.0.1:{far_port}'}}"))
+    argv = [sys.executable, "-m", "autotune.cli", "run", str(tmp_path / "study.yaml"), "--store", str(tmp_path / "store")]
+    for _ in range(3):
+        ran = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
+        # Ray gives the server that it starts for a client 30 s, whatever else the machine has to do.
+        if "Initialization failure" not in ran.stdout + ran.stderr:
+            break
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert (tmp_path / "store" / "alone" / "trials" / "0002-1").is_dir()
+    assert scratch_folders(temporary) == [] and of_tune(temporary) == []
 
 
 def processes_of(folder):
