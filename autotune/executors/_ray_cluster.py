@@ -20,7 +20,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autotune.errors import MissingPrerequisite
 
 _CONNECT_S = 10.0
+HEAD = {"node:__internal_head__": 0.001}
+"""What only the cluster's head has."""
 _INIT = {"namespace": "autotune", "log_to_driver": False, "logging_level": "ERROR"}
+
+Nodes = dict[str, Mapping[str, float]]
+"""What each node has in all, by the node's id."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,24 @@ def join(address: str | None) -> Membership:
         return _joined(wanted) if wanted else _started()
 
 
-def nodes() -> dict[str, Mapping[str, float]]:
-    """What each live node has in all, by the node's id."""
+def nodes() -> Nodes:
+    """The live ones."""
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
-def slots(gpus: int) -> int:
-    """How many trials that need so many GPUs on one node the cluster can run at once; without GPUs, one for each core."""
-    return sum(int(node.get("GPU", 0)) // gpus if gpus else int(node.get("CPU", 0)) for node in nodes().values())
+def slots(having: Nodes, gpus: int) -> int:
+    """How many trials that need so many GPUs on one node such nodes can run at once; without GPUs, one for each core."""
+    return sum(int(node.get("GPU", 0)) // gpus if gpus else int(node.get("CPU", 0)) for node in having.values())
 
 
-def largest() -> int:
+def largest(having: Nodes) -> int:
     """GPUs of the node that has most."""
-    return max((int(node.get("GPU", 0)) for node in nodes().values()), default=0)
+    return max((int(node.get("GPU", 0)) for node in having.values()), default=0)
+
+
+def is_far() -> bool:
+    """Whether this process reaches the cluster across ray://, without being a part of it."""
+    return bool(ray.util.client.ray.is_connected())
 
 
 def on_every_node(function: Callable[..., None], *arguments: Any, timeout_s: float) -> None:

@@ -6,13 +6,17 @@ and engine, is therefore found and ended by `clean`.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from autotune import process
+from autotune import gpu, proc, process
 from autotune.bar import Bar
 from autotune.engines.base import Context, Engine
 from autotune.evaluate import evaluate
@@ -22,6 +26,9 @@ from autotune.workloads.base import Workload
 _FILE_BYTES = 4 << 20
 _ALL_BYTES = 64 << 20
 """The end of a trial's file, and of all its files together, that travels back."""
+
+_ENDING_S = 10.0
+"""How long a process that was killed may take to be gone."""
 
 Files = dict[str, bytes]
 Answer = tuple[str, Files]
@@ -36,35 +43,82 @@ class Home:
     study: str
 
 
-def attempt(engine: Engine, workload: Workload, job_text: str, home: Home, bar: Bar | None, gpus: Sequence[int]) -> Answer:
-    """One attempt here, after ending what earlier ones of this store left. Raises only what `evaluate` raises."""
-    job = TrialJob.model_validate_json(job_text)
-    clean(home.store)
-    root = process.scratch_root()
-    context = Context(
-        study=home.study,
-        trial=job.number,
-        attempt=job.attempt,
-        tag=process.make_tag(Path(home.store), home.study, job.number, job.attempt),
-        folder=root / "folder",
-        scratch=root / "trial",
-        cache=Path(tempfile.gettempdir()) / "autotune-cache",
-        gpus=tuple(gpus),
-        seed=job.seed,
-        origin=job.origin,
-        bar=bar,
-        climb_from=job.climb_from,
-    )
-    try:
-        record = evaluate(job, engine, workload, context, lambda label, share: None)
-        return record.model_dump_json(), packed(context.folder)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+@dataclass(frozen=True)
+class Seat:
+    """Where trials run one after the other: GPUs of this node, for as long as this process has them."""
+
+    home: Home
+    gpus: Sequence[int]
+
+    def attempt(self, engine: Engine, workload: Workload, job: TrialJob, bar: Bar | None) -> Answer:
+        """One attempt here, after ending what earlier ones of this store left. Raises only what `evaluate` raises."""
+        clean(self.home.store)
+        assert self._idle is not None, "looked at while nothing runs"
+        root = process.scratch_root()
+        context = self._context(job, root, bar)
+        try:
+            record = evaluate(job, engine, workload, context, lambda label, share: None)
+            return record.model_dump_json(), packed(context.folder)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is any memory that a trial can leave in use."""
+        return bool(self._idle)
+
+    def held(self) -> list[str]:
+        """Wait until the GPUs' memory is back. Says which it did not come back on, and who holds it."""
+        return [gpu.quarantine_message(index, extra) for index, extra in gpu.wait_memory_back(self._idle).items()]
+
+    @cached_property
+    def _idle(self) -> Mapping[int, int]:
+        """Once for all trials of this process, so that what each of them leaves adds up."""
+        return gpu.idle_baseline(self.gpus)
+
+    def _context(self, job: TrialJob, root: Path, bar: Bar | None) -> Context:
+        return Context(
+            study=self.home.study,
+            trial=job.number,
+            attempt=job.attempt,
+            tag=process.make_tag(Path(self.home.store), self.home.study, job.number, job.attempt),
+            folder=root / "folder",
+            scratch=root / "trial",
+            cache=Path(tempfile.gettempdir()) / "autotune-cache",
+            gpus=tuple(self.gpus),
+            seed=job.seed,
+            origin=job.origin,
+            bar=bar,
+            climb_from=job.climb_from,
+        )
 
 
 def clean(store: str) -> None:
     """End here what belongs to processes of the store that are gone, and remove their folders."""
     process.reap(Path(store))
+
+
+def leave(home: Home, folders: Sequence[str]) -> None:
+    """Clean up after the study, whose processes here are being ended, and remove the given folders.
+
+    With each of them go those above it that are then empty.
+    """
+    deadline = time.monotonic() + _ENDING_S
+    while _runs(home) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    clean(home.store)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.removedirs(Path(folder).parent)
+
+
+def _runs(home: Home) -> bool:
+    """Whether a process that ran a trial of the study here is still there."""
+    mine = proc.parse_tag(process.make_tag(Path(home.store), home.study, 0))
+    assert mine is not None
+    found = [tag for text in proc.tags(proc.table()).values() if (tag := proc.parse_tag(text)) is not None]
+    return any((tag.store, tag.study) == (mine.store, mine.study) and proc.driver_alive(tag) for tag in found)
 
 
 def packed(folder: Path) -> Files:

@@ -190,5 +190,7 @@ def arms(slow: bool) -> dict[str, Callable[[Task, int], Arm]]:
         "grid of two flags": auto_tune,
     }
     if slow:
+        found["ours, GP for TPE"] = lambda task, seed: Ours(task, seed, sampler="gp")
+        found["ours, GP for TPE, no prior"] = lambda task, seed: Ours(task, seed, sampler="gp", prior=False)
         found["Optuna GP"] = lambda task, seed: Plain(task, optuna.samplers.GPSampler(seed=seed))
     return found

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune import executors
+from autotune import executors, process
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
 from autotune.errors import MissingPrerequisite
 from autotune.executors.base import Site
@@ -29,6 +29,10 @@ for folder in (TESTS / "fakes", TESTS / "contracts"):
 contract = importlib.import_module("executor")
 fake = importlib.import_module("autotune_fakes.engine")
 count = importlib.import_module("autotune_fakes.workload")
+
+tunes = importlib.import_module("autotune.executors._ray_tune")
+desks = importlib.import_module("autotune.executors._ray_desk")
+Held, News = desks.Held, desks.News
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,17 +50,36 @@ def temporary():
     shutil.rmtree(folder, ignore_errors=True)
 
 
+IDLE = 100 << 20
+
+
 @pytest.fixture(scope="module")
-def cluster(temporary):
+def memory(tmp_path_factory):
+    """A file with what every GPU of every node uses, in bytes."""
+    path = tmp_path_factory.mktemp("nvml") / "used"
+    path.write_text(str(IDLE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def far_port():
+    return process.free_port()
+
+
+@pytest.fixture(scope="module")
+def cluster(temporary, memory, far_port):
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(temporary))
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS / "fakes"), os.environ.get("PYTHONPATH", "")]))
+        folders = [str(TESTS / "fakes"), str(TESTS / "fakes" / "nvml"), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(folders))
+        patch.setenv("FAKE_NVML", str(memory))
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 4, "include_dashboard": False})
+            head = {"num_cpus": 4, "include_dashboard": False, "ray_client_server_port": far_port}
+            found = Cluster(initialize_head=True, head_node_args={**NODE, **head})
         yield found
         ray.shutdown()
         found.shutdown()
@@ -84,7 +107,8 @@ def make(cluster, tmp_path):
     def make(**options):
         engine = fake.FakeEngine(fake.FakeOptions(kind="fake", start_timeout_s=90.0, stop_timeout_s=1.0))
         workload = count.CountWorkload(count.CountOptions(kind="count"))
-        site = Site(engines={"fake": engine}, workload=workload, store=tmp_path, study="s", address=cluster.address, **options)
+        address = {"address": cluster.address, **options}
+        site = Site(engines={"fake": engine}, workload=workload, store=tmp_path, study="s", **address)
         made.append(executors.make("ray", site))
         return made[-1]
 
@@ -127,9 +151,20 @@ def scratch_folders(temporary):
     return [path for path in temporary.glob("autotune-*") if path.name != "autotune-cache"]
 
 
-def placement_groups():
-    """Those that still exist."""
-    return [one for one in ray.util.placement_group_table().values() if one["state"] != "REMOVED"]
+def groups_left(cluster):
+    """Placement groups that still exist after a driver left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(address=cluster.address, namespace="autotune", log_to_driver=False, logging_level="ERROR")
+    try:
+        return [one for one in ray.util.placement_group_table().values() if one["state"] != "REMOVED"]
+    finally:
+        ray.shutdown()
+
+
+def of_tune(temporary):
+    """What Ray Tune keeps of its runs in the folders of the nodes' sessions."""
+    return [path for path in temporary.glob("ray/session_2*/artifacts/*") if not path.is_symlink()]
 
 
 def test_a_node_that_dies_costs_its_trials_a_machine_fault_and_nothing_else(cluster, add_node, tmp_path):
@@ -151,7 +186,7 @@ def test_a_node_that_dies_costs_its_trials_a_machine_fault_and_nothing_else(clus
             (retried,) = contract.collect_all(executor, 1, 120.0)
             assert isinstance(retried.outcome, Measured) and retried.attempt == 2
         assert any("left it" in notice for notice in executor.notices())
-        wait_until(lambda: placement_groups() == [])
+    assert groups_left(cluster) == []
 
 
 def test_an_engine_whose_node_died_is_ended_by_the_next_trial_there(cluster, add_node, make, by_speed, tmp_path, temporary):
@@ -172,7 +207,7 @@ def test_an_engine_whose_node_died_is_ended_by_the_next_trial_there(cluster, add
     assert contract.leftovers(tmp_path) == [] and scratch_folders(temporary) == []
 
 
-def test_a_trial_is_placed_where_its_configuration_finds_its_gpus(add_node, make, by_speed, tmp_path, temporary):
+def test_a_trial_is_placed_where_its_configuration_finds_its_gpus(cluster, add_node, make, by_speed, tmp_path, temporary):
     """The nodes have one GPU and two; the two are wanted while one-GPU trials are there too."""
     add_node(1)
     add_node(2)
@@ -184,7 +219,7 @@ def test_a_trial_is_placed_where_its_configuration_finds_its_gpus(add_node, make
         assert all(isinstance(record.outcome, Measured) for record in records)
         shown = {record.number: record.environment["CUDA_VISIBLE_DEVICES"] for record in records}
         assert shown[1] == shown[3] == "0,1"
-        wait_until(lambda: placement_groups() == [])
+    assert groups_left(cluster) == []
     assert contract.leftovers(tmp_path) == [] and scratch_folders(temporary) == []
 
 
@@ -212,10 +247,63 @@ def test_a_trial_whose_only_node_died_does_not_wait_for_ever(cluster, add_node, 
     assert "needs 2 GPUs" in next(record for record in records if record.number == 1).outcome.evidence[0]
 
 
-def test_files_of_a_trial_come_back_to_the_store(make, tmp_path):
+def test_the_next_trial_begins_once_the_memory_of_its_gpu_is_back(add_node, make, by_speed, tmp_path, memory):
+    """It is asked for its bar then and not before."""
+    add_node(1)
+    asked = []
+    with make(bar=lambda job: asked.append(job.number)) as executor:
+        executor.submit(contract.job(0, speed=100, start_s=3))
+        executor.submit(contract.job(1, speed=100))
+        wait_until(lambda: executor.collect(0.1) or contract.leftovers(tmp_path))
+        memory.write_text(str(10 << 30))
+        try:
+            contract.collect_all(executor, 1)
+            assert all(executor.collect(0.5) is None for _ in range(10)) and 1 not in asked
+        finally:
+            memory.write_text(str(IDLE))
+        (record,) = contract.collect_all(executor, 1)
+    assert isinstance(record.outcome, Measured) and 1 in asked
+
+
+def test_gpus_whose_memory_is_held_take_no_trials(add_node, make, by_speed):
+    add_node(2)
+    with make() as executor:
+        # Nodes of earlier tests count as alive for a while.
+        wait_until(lambda: sum(has.get("GPU", 0) for has in executor._usable().values()) == 2)
+        node = next(node for node, has in executor._usable().items() if has.get("GPU"))
+        held = News("held", "0-1", Held(node, "a-node", 2, ("GPU 0 is quarantined: 4.9 GiB",)))
+        before = executor.capacity
+        executor._take_in(held)
+        executor._take_in(held)
+        assert executor.notices() == ["On a-node: GPU 0 is quarantined: 4.9 GiB"]
+        assert executor.capacity == 0 < before
+        executor._take_in(held._replace(content=held.content._replace(messages=())))
+        assert executor.capacity == before and "used again" in executor.notices()[0]
+
+
+def test_trials_are_run_again_when_tunes_own_loop_ends(make, monkeypatch, tmp_path):
+    def fails(*arguments, **named):
+        raise RuntimeError("boom")
+
+    with make() as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(tunes.Listener, "on_trial_start", fails)
+            for number in range(2):
+                executor.submit(contract.job(number))
+            lost = contract.collect_all(executor, 2)
+        assert executor.running() == ()
+        assert {record.outcome.kind for record in lost} == {FailureKind.MACHINE_FAULT}
+        assert "Ray Tune ended: RuntimeError: boom" in lost[0].outcome.evidence[0]
+        executor.submit(contract.job(2))
+        (record,) = contract.collect_all(executor, 1)
+    assert isinstance(record.outcome, Measured)
+
+
+def test_files_of_a_trial_come_back_to_the_store(make, tmp_path, temporary):
     with make() as executor:
         executor.submit(contract.job(0))
         (record,) = contract.collect_all(executor, 1)
+    assert of_tune(temporary) == []
     assert record.folder == str(tmp_path / "s" / "trials" / "0000-1")
     assert (Path(record.folder) / "launch.json").is_file()
 
@@ -261,12 +349,25 @@ def test_a_study_without_an_address_starts_ray_and_leaves_nothing_of_it(tmp_path
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"TMPDIR": str(folder)}
         argv = [sys.executable, "-m", "autotune.cli", "run", str(tmp_path / "study.yaml"), "--store", str(tmp_path / "store")]
         ran = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert ran.returncode == 0 and not ran.stderr, ran.stdout + ran.stderr
         left = [path for path in folder.rglob("*") if path.is_file() or path.is_socket()]
         assert not list(folder.glob("ray/session_2*")) and scratch_folders(folder) == [], left
         wait_until(lambda: processes_of(folder) == [])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_study_outside_the_cluster_reaches_it_across_ray_client(cluster, far_port, tmp_path, temporary):
+    (tmp_path / "study.yaml").write_text(STUDY.replace("{kind: ray}", f"{{kind: ray, address: 'ray://127.0.0.1:{far_port}'}}"))
+    argv = [sys.executable, "-m", "autotune.cli", "run", str(tmp_path / "study.yaml"), "--store", str(tmp_path / "store")]
+    for _ in range(3):
+        ran = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
+        # Ray gives the server that it starts for a client 30 s, whatever else the machine has to do.
+        if "Initialization failure" not in ran.stdout + ran.stderr:
+            break
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert (tmp_path / "store" / "alone" / "trials" / "0002-1").is_dir()
+    assert scratch_folders(temporary) == [] and of_tune(temporary) == []
 
 
 def processes_of(folder):

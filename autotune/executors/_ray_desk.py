@@ -1,0 +1,98 @@
+"""What the driver and Ray Tune's loop say to each other."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from typing import Any, Literal, NamedTuple
+
+import ray
+
+from autotune.bar import Bar
+from autotune.executors import _ray_cluster
+from autotune.executors._ray_trial import Order
+
+
+class Held(NamedTuple):
+    """GPUs of a node that are kept from further trials, and why; used again when there is no message."""
+
+    node: str
+    host: str
+    gpus: int
+    messages: tuple[str, ...]
+
+
+class News(NamedTuple):
+    """What happened to an attempt: it `began` and asks for its bar; its `record` came, or it was `lost`; its GPUs' memory is
+    still `held`, or no more; Tune made it a `folder`; the whole loop `ended` by itself."""
+
+    kind: Literal["began", "record", "lost", "held", "folder", "ended"]
+    key: str
+    content: Any = None
+
+
+class Desk:
+    """Between the driver and Tune's loop, which may be another process."""
+
+    def __init__(self) -> None:
+        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._bars: queue.SimpleQueue[tuple[bool, Bar | None]] = queue.SimpleQueue()
+        self._closed = threading.Event()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune pickles its parts into its snapshots, of which nothing is ever made again."""
+        return type(self), ()
+
+    def order(self, order: Order) -> None:
+        """From the driver: run this too."""
+        self._orders.put(order)
+
+    def heard(self, timeout_s: float) -> News | None:
+        """To the driver; each `began` has to be answered with `give_bar`."""
+        with contextlib.suppress(queue.Empty):
+            return self._news.get(timeout=timeout_s)
+        return None
+
+    def give_bar(self, wanted: bool, bar: Bar | None) -> None:
+        """From the driver: what the attempt that begins has to reach, or that nobody waits for it any more."""
+        self._bars.put((wanted, bar))
+
+    def close(self) -> None:
+        """From the driver: end everything."""
+        self._closed.set()
+        self._orders.put(None)
+        self._bars.put((False, None))
+
+    def closed(self) -> bool:
+        return self._closed.is_set()
+
+    def take(self, timeout_s: float) -> Order | None:
+        """To Tune: the next order; None when none came within the time."""
+        with contextlib.suppress(queue.Empty):
+            return self._orders.get(timeout=timeout_s)
+        return None
+
+    def tell(self, news: News) -> None:
+        """From Tune."""
+        self._news.put(news)
+
+    def begin(self, key: str) -> tuple[bool, Bar | None]:
+        """To Tune, when an attempt begins: what the driver answers."""
+        if self.closed():
+            return False, None
+        self._news.put(News("began", key))
+        return self._bars.get()
+
+
+class FarDesk:
+    """A desk on the cluster's head, which the driver and Tune's loop both reach."""
+
+    def __init__(self) -> None:
+        self._actor = ray.remote(Desk).options(num_cpus=0, max_concurrency=8, resources=_ray_cluster.HEAD).remote()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_actor":
+            raise AttributeError(name)
+        return lambda *arguments: ray.get(getattr(self._actor, name).remote(*arguments))
