@@ -86,8 +86,8 @@ def main() -> None:
     task, lines = tasks()[0], [*HEAD]
     course, used = on_cluster(task, given)
     lines.append(row(given, course, used))
-    print(lines[-1], file=sys.stderr)
     fronts = [f"on the cluster {front(task, course.seen):.4f}"]
+    print(lines[-1], *fronts, sep="\n", file=sys.stderr)
     if given.seeds:
         local = [locally(task, given.trials, seed) for seed in range(given.seeds)]
         fronts.append("locally, one seed each, " + ", ".join(f"{found:.4f}" for found in local))
@@ -181,7 +181,7 @@ def locally(task: Task, trials: int, seed: int) -> float:
         job = following(arm, [], trials)
         assert job is not None
         ran = task.run(job.configuration, job.number, seed, NOISE)
-        seen.append(TrialRecord(**job.model_dump(exclude={"seed"}), outcome=ran.outcome))
+        seen.append(job.ended(ran.outcome))
         arm.driver.tell(seen[-1], ran.score)
     found = front(task, seen)
     kept.parent.mkdir(exist_ok=True)
