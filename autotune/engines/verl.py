@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from autotune import gpu, process
-from autotune.engines import _environment, _learner_model
+from autotune.engines import _environment, _learner_model, _verl_fork
 from autotune.engines._training import FIRST_STEPS, Dialect, LaunchedTraining, TrainingOptions, faults, missing_file
 from autotune.engines._training_log import diagnose
 from autotune.engines._verl_hydra import A, override
@@ -103,6 +103,8 @@ class VerlOptions(TrainingOptions):
     """A parquet file; verl wants one even where it never validates. None is the training file."""
     poll_s: float = Field(default=0.05, gt=0)
     """How often the trainer looks for finished samples; verl's own 2 s hide a short step's speed."""
+    fork: Literal["auto"] | bool = "auto"
+    """Fork the processes that Ray starts from one that has imported everything; `auto` does where a trial is one process."""
 
     @model_validator(mode="before")
     @classmethod
@@ -172,11 +174,18 @@ class Verl(Engine):
             "data.seed": context.seed,
             f"{A}.actor.data_loader_seed": context.seed,
         }
-        python = _environment.interpreter(self.options.python)
-        return Launch(
-            argv=(python, "-m", "verl.trainer.main_ppo", *map(override, asked, asked.values())),
-            env=self.environment(configuration, context),
-        )
+        python, env = _environment.interpreter(self.options.python), self.environment(configuration, context)
+        if not self._forks(asked):
+            return Launch(argv=(python, "-m", "verl.trainer.main_ppo", *map(override, asked, asked.values())), env=env)
+        place = ray_folder(context) / "fork"
+        asked |= _verl_fork.parameters(python, place)
+        arguments = tuple(map(override, asked, asked.values()))
+        return Launch(argv=_verl_fork.argv(python, arguments), env={**env, **_verl_fork.environment(asked, place)})
+
+    def _forks(self, asked: Mapping[str, Value]) -> bool:
+        """Whether workers are forked: never where a study names their interpreter itself."""
+        wanted = self.options.processes == 1 if self.options.fork == "auto" else self.options.fork
+        return wanted and _verl_fork.PY_EXECUTABLE not in asked
 
     def environment(self, configuration: Configuration, context: Context) -> dict[str, str]:
         """Variables of the training process; the study's own win."""
