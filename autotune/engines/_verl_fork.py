@@ -15,6 +15,17 @@ _SERVER, _CLIENT = _FOLDER / "autotune_fork_server.py", _FOLDER / "autotune_fork
 _WAIT_S = 120
 """How long a worker waits for the server to have imported everything, before it starts by itself."""
 PY_EXECUTABLE = "ray_kwargs.ray_init.runtime_env.py_executable"
+_SHARED = (
+    "hydra",
+    "ray",
+    "ray.util.scheduling_strategies",
+    "torch",
+    "transformers",
+    "verl",
+    "verl.utils.config",
+    "verl.trainer.ppo.utils",
+)
+"""What verl's driver imports itself. Not verl.trainer.constants_ppo, which asks the GPU what it can and so initialises CUDA."""
 _MODULES = (
     "ray._private.workers.default_worker",
     "verl.trainer.ppo.v1",
@@ -52,8 +63,5 @@ def parameters(python: str, place: Path) -> dict[str, Value]:
 def environment(asked: Mapping[str, Value], place: Path) -> dict[str, str]:
     """What the server is told; neither driver nor workers see it."""
     rollout = _ROLLOUTS.get(str(asked.get(f"{A}.rollout.name")), ())
-    return {
-        "AUTOTUNE_FORK_SOCKET": str(place),
-        "AUTOTUNE_FORK_MODULES": ",".join((*_MODULES, *rollout)),
-        "AUTOTUNE_FORK_ENV": json.dumps(_EXPECTED),
-    }
+    told = {"socket": str(place), "shared": _SHARED, "modules": (*_MODULES, *rollout), "expected": _EXPECTED}
+    return {"AUTOTUNE_FORK": json.dumps(told)}

@@ -21,6 +21,7 @@ from autotune.engines import _environment, _learner_model, _verl_fork
 from autotune.engines._training import FIRST_STEPS, Dialect, LaunchedTraining, TrainingOptions, faults, missing_file
 from autotune.engines._training_log import diagnose
 from autotune.engines._verl_hydra import A, override
+from autotune.engines._verl_log import FATAL, MILESTONES
 from autotune.engines._verl_steps import reader, samples_per_step
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Identity, Launch, Serves, Session, Verdict
 from autotune.errors import AutotuneError, Mistake
@@ -219,7 +220,13 @@ class Verl(Engine):
         place = ray_folder(context)
         place.mkdir(parents=True, exist_ok=True)
         dialect = Dialect(
-            reader(samples_per_step(launch.argv)), reseed, self.diagnose, ready_at_first_step=True, fatal=FATAL, leftovers=(place,)
+            reader(samples_per_step(launch.argv)),
+            reseed,
+            self.diagnose,
+            ready_at_first_step=True,
+            milestones=MILESTONES,
+            fatal=FATAL,
+            leftovers=(place,),
         )
         return LaunchedTraining(launch, context, self.options, dialect)
 
@@ -238,12 +245,6 @@ class Verl(Engine):
 
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
         return diagnose(log, _REFUSALS)
-
-
-FATAL = (
-    r"ray\.exceptions\.\w*(?:RayTaskError|ActorDiedError|ActorUnavailableError)|EngineDeadError|Error executing job with overrides"
-)
-"""After one of these verl's driver can hang for minutes, or for good, instead of ending."""
 
 
 def reseed(launch: Launch, seed: int) -> Launch:

@@ -3,8 +3,9 @@
     python -I -S autotune_fork_client.py SOCKET SECONDS PYTHON SCRIPT ...       stands for `PYTHON SCRIPT ...`
 
 Waits up to SECONDS for the server to be there for it, for as long as its child runs once it has one, and ends as the child
-did. Descriptors that Ray's raylet watches its workers by stay open here that long. Signals that end a process are passed on; when this process is killed, the server ends the child. Without a server, or
-where it refuses, this process becomes `PYTHON SCRIPT ...`. Runs in verl's own environment and imports nothing of autotune.
+did; descriptors that the raylet watches its workers by stay open here that long. Signals that end a process are passed on;
+when this process is killed, the server ends the child. Without a server, or where it refuses, this process becomes
+`PYTHON SCRIPT ...`. Runs in verl's own environment and imports nothing of autotune.
 """
 
 from __future__ import annotations
@@ -22,9 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-LIMITS = (
-    resource.RLIMIT_NOFILE, resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_NPROC, resource.RLIMIT_STACK, resource.RLIMIT_AS,
-)  # fmt: skip
+LIMITS = tuple(getattr(resource, f"RLIMIT_{name}") for name in ("NOFILE", "CORE", "MEMLOCK", "NPROC", "STACK", "AS"))
 
 
 def main() -> None:

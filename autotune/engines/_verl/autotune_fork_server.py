@@ -1,9 +1,11 @@
 """Starts verl's driver, and beside it a server that the workers of Ray are forked from instead of importing everything again.
 
-    AUTOTUNE_FORK_SOCKET=PATH AUTOTUNE_FORK_MODULES=a,b,c python autotune_fork_server.py -m verl.trainer.main_ppo ...
+    AUTOTUNE_FORK='{"socket": PATH, "shared": [...], "modules": [...], "expected": {...}}' \
+        python autotune_fork_server.py -m verl.trainer.main_ppo ...
 
-This process imports what driver and workers share, forks the server, and becomes the driver, as if it had been started with
-`-m`. The server goes on to import the rest while the driver starts Ray. Ray starts its workers through
+This process imports the modules that driver and workers share, forks the server, and becomes the driver, as if it had been
+started with `-m`. The server goes on to import the workers' other modules, with the variables that workers are expected to
+have, while the driver starts Ray. Ray starts its workers through
 `autotune_fork_client.py`, which asks the server for a child and hands over what the process had that Ray has started: its
 arguments, environment, folder, streams, signals, limits and priority. The child runs Ray's own script with them.
 
@@ -24,7 +26,6 @@ import gc
 import importlib
 import json
 import os
-import resource
 import runpy
 import selectors
 import signal
@@ -32,24 +33,26 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import autotune_fork_child
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "_ahead"))
-import waiting  # noqa: E402
+import waiting
 
 sys.path.pop(0)
 # The name is free again for whoever else has a module of it.
 del sys.modules["waiting"]
 
 PR_SET_PDEATHSIG = 1
-SHARED = ("hydra", "ray", "ray.util.scheduling_strategies", "torch", "transformers", "verl", "verl.utils.config", "verl.trainer.ppo.utils")
-"""What verl's driver imports itself. Not verl.trainer.constants_ppo, which asks the GPU what it can and so initialises CUDA."""
 LATE = ("RAY_", "NCCL_", "VLLM_", "HCCL_", "HSA_", "VERL_", "WG_", "TRANSFER_QUEUE_")
 """How names of variables begin that Ray and verl give their workers, and that native code reads when it needs them."""
-LATE_NAMES = frozenset({"TOKENIZERS_PARALLELISM", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
+LATE_NAMES = frozenset(
+    {"TOKENIZERS_PARALLELISM", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+)
 OF_A_SHELL = frozenset({"_", "SHLVL", "PWD", "OLDPWD"})
 """Ray starts workers through a shell, which keeps these for itself."""
 NATIVE = {"RAY_JOB_ID": "01000000", "RAY_RAYLET_PID": str(os.getpid())}
@@ -59,6 +62,7 @@ HARMLESS_THREADS = frozenset({"jemalloc_bg_thd"})
 """Threads by the kernel's name that a library starts again, or does without, in a forked child."""
 EARLY_S = 90.0
 """A child that fails sooner after its start may have failed for being forked. Ray waits 60 s for a worker."""
+ENDED_BY_OTHERS = (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT)
 PATIENCE_S = 10.0
 """How long a client may take to say what it wants; a client says it at once."""
 
@@ -73,30 +77,20 @@ class Client:
     began: float = field(default_factory=time.monotonic)
 
 
-@dataclass
-class Origin:
-    """What this interpreter began with."""
-
-    environment: dict[str, str]
-    folder: str
-    """What stands at the head of `sys.path` for the driver."""
-
-
 def main() -> None:
     entry, arguments = sys.argv[2], sys.argv[3:]
-    place, modules = os.environ.pop("AUTOTUNE_FORK_SOCKET"), os.environ.pop("AUTOTUNE_FORK_MODULES").split(",")
-    expected = json.loads(os.environ.pop("AUTOTUNE_FORK_ENV", "{}"))
-    origin = Origin(dict(os.environ), str(Path.cwd()))
+    asked = json.loads(os.environ.pop("AUTOTUNE_FORK"))
+    origin = autotune_fork_child.Origin(dict(os.environ), str(Path.cwd()))
     # As `-m` would have it.
     sys.path[0] = origin.folder
     sys.argv = ["-m"]
     for name, value in NATIVE.items():
         os.putenv(name, value)
-    import_all(SHARED)
+    import_all(asked["shared"])
     order, reason = None, obstacle()
     if reason is None:
         with contextlib.suppress(OSError):
-            order = beside(place, modules, expected, origin)
+            order = beside(asked, origin)
     else:
         complain("Every worker", reason)
     if order is None:
@@ -105,7 +99,7 @@ def main() -> None:
         sys.argv = ["-m", *arguments]
         runpy.run_module(entry, run_name="__main__", alter_sys=True)
     else:
-        become(order)
+        autotune_fork_child.become(order)
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -132,7 +126,8 @@ def obstacle() -> str | None:
     """Why nothing can be forked from this process; None when it can."""
     if waiting.cuda_touched():
         return "CUDA was initialised while importing"
-    threads = {Path(f"/proc/self/task/{one}/comm").read_text().strip() for one in os.listdir("/proc/self/task") if int(one) != os.getpid()}  # noqa: PTH208
+    tasks = [task for task in Path("/proc/self/task").iterdir() if int(task.name) != os.getpid()]
+    threads = {(task / "comm").read_text().strip() for task in tasks}
     missed = sorted(threads - HARMLESS_THREADS)
     return f"a thread named {missed[0]} runs, which a forked process would miss" if missed else None
 
@@ -141,8 +136,29 @@ def complain(who: str, reason: str) -> None:
     print(f"{who} starts with imports of its own: {reason}.", file=sys.stderr, flush=True)
 
 
-def beside(place: str, modules: Sequence[str], expected: Mapping[str, str], origin: Origin) -> dict[str, Any] | None:
+def beside(asked: Mapping[str, Any], origin: autotune_fork_child.Origin) -> dict[str, Any] | None:
     """Fork the server; returns None in the driver and, in a child of the server, what that child is to become."""
+    listener = listening(asked["socket"])
+    driver = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.fork():
+        listener.close()
+        return None
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != driver:
+            os._exit(0)
+        prepare(asked, origin)
+        return Server(listener, origin).serve()
+    except BaseException as error:
+        # Nothing may go on from here as a second driver; without a server workers start plainly.
+        complain("Every further worker", f"the server failed with {error!r}")
+        os._exit(1)
+
+
+def listening(place: str) -> socket.socket:
+    """A socket that only this user may connect to."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # Left by a run of the same trial with another seed, which is over.
     Path(place).unlink(missing_ok=True)
@@ -152,29 +168,24 @@ def beside(place: str, modules: Sequence[str], expected: Mapping[str, str], orig
     finally:
         os.umask(mask)
     listener.listen(64)
-    driver = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if os.fork():
-        listener.close()
-        return None
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != driver:
-        os._exit(0)
-    for name, value in expected.items():
+    return listener
+
+
+def prepare(asked: Mapping[str, Any], origin: autotune_fork_child.Origin) -> None:
+    """Import what workers need, with the variables that they are expected to have."""
+    for name, value in asked["expected"].items():
         # What was looked up already was found without it; a worker that has it is refused then.
         if name not in waiting.Noting.names and name not in os.environ:
             os.environ[name] = origin.environment[name] = value
-    import_all(modules)
+    import_all(asked["modules"])
     gc.collect()
     gc.freeze()
-    return Server(listener, origin).serve()
 
 
 class Server:
     """Forks children until its driver dies."""
 
-    def __init__(self, listener: socket.socket, origin: Origin) -> None:
+    def __init__(self, listener: socket.socket, origin: autotune_fork_child.Origin) -> None:
         self.listener, self.origin = listener, origin
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ)
@@ -241,7 +252,8 @@ class Server:
         pid = os.fork()
         if pid == 0:
             self.leave()
-            return {**order, "streams": streams, "connection": connection, "origin": self.origin}
+            said = waiting.Noting.names
+            return {**order, "streams": streams, "connection": connection, "origin": self.origin, "looked_up": said}
         for stream in streams:
             os.close(stream)
         client = Client(connection, pid, os.pidfd_open(pid))
@@ -250,7 +262,7 @@ class Server:
         return None
 
     def leave(self) -> None:
-        """In a child: let go of what belongs to the server and to other clients. Nothing is unregistered: the selector is shared."""
+        """In a child: let go of what is the server's and other clients'. Nothing is unregistered: the selector is shared."""
         for key in list(self.selector.get_map().values()):
             if key.data is not None and key.fd == key.data.pidfd:
                 os.close(key.fd)
@@ -262,8 +274,9 @@ class Server:
     def report(self, client: Client) -> None:
         """A child has ended: tell whoever waits for it."""
         _, status = os.waitpid(client.pid, 0)
-        if status and client.connection.fileno() >= 0 and time.monotonic() - client.began < EARLY_S:
-            self.failed = f"a forked one ended with status {os.waitstatus_to_exitcode(status)} soon after its start"
+        code = os.waitstatus_to_exitcode(status)
+        if code not in ENDED_BY_OTHERS and time.monotonic() - client.began < EARLY_S:
+            self.failed = f"a forked one ended with status {code} soon after its start"
         self.selector.unregister(client.pidfd)
         os.close(client.pidfd)
         client.pid = 0
@@ -302,59 +315,6 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
             os.close(stream)
         raise
     return order, streams
-
-
-def become(order: Mapping[str, Any]) -> None:
-    """Take over everything of the process that Ray has started, then tell it who its child is."""
-    for number, stream in enumerate(order["streams"]):
-        os.dup2(stream, number)
-        os.close(stream)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
-    if order["leads_group"]:
-        os.setpgid(0, 0)
-    os.chdir(order["cwd"])
-    os.umask(order["umask"])
-    for name, limits in order["limits"].items():
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(int(name), tuple(limits))
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, order["cpus"])
-        os.setpriority(os.PRIO_PROCESS, 0, order["priority"])
-        Path("/proc/self/oom_score_adj").write_text(order["oom_score"])
-    for number in order["ignored"]:
-        signal.signal(number, signal.SIG_IGN)
-    origin = order["origin"]
-    take_environment(order["env"], origin.environment)
-    sys.argv = list(order["argv"])
-    # What is imported puts folders of its own before or behind it, as it would in a worker.
-    sys.path[sys.path.index(origin.folder)] = str(Path(sys.argv[0]).parent)
-    refresh()
-    connection = order["connection"]
-    connection.sendall(json.dumps({"pid": os.getpid()}).encode() + b"\n")
-    connection.close()
-    signal.pthread_sigmask(signal.SIG_SETMASK, order["blocked"])
-
-
-def refresh() -> None:
-    """Have done again what native code and libraries do once, as they are loaded: read the environment, draw a seed."""
-    if "numpy.random" in sys.modules:
-        sys.modules["numpy.random"].seed()
-    ray: Any = sys.modules.get("ray._raylet")
-    if ray is not None:
-        ray.Config.initialize("")
-        if hasattr(ray, "AuthenticationTokenLoader"):
-            ray.AuthenticationTokenLoader.instance().reset_cache()
-
-
-def take_environment(asked: Mapping[str, str], began: Mapping[str, str]) -> None:
-    """The worker's own variables. What importing has set stays, as it would have been set in the worker."""
-    for name in {*asked, *os.environ}:
-        if asked.get(name) == began.get(name) != os.environ.get(name) and name in waiting.Noting.names:
-            continue
-        if name in asked:
-            os.environ[name] = asked[name]
-        else:
-            os.environ.pop(name, None)
 
 
 if __name__ == "__main__":
