@@ -46,6 +46,9 @@ _EXPECTED = {
     "VLLM_LOGGING_LEVEL": "WARN",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true",
     "VLLM_DISABLE_COMPILE_CACHE": "1",
+    "VLLM_BATCH_INVARIANT": "0",
+    "VERL_FULL_DETERMINISM": "0",
+    "VERL_RL_INSIGHT_ENABLE": "0",
 }
 """What verl 0.9 sets for its workers and vLLM looks up while it is imported. Where verl sets something else nothing is forked."""
 
