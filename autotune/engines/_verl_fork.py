@@ -12,8 +12,8 @@ from autotune.trial import Value
 
 _FOLDER = Path(__file__).parent / "_verl"
 _SERVER, _CLIENT = _FOLDER / "autotune_fork_server.py", _FOLDER / "autotune_fork_client.py"
-_WAIT_S = 120
-"""How long a worker waits for the server to have imported everything, before it starts by itself."""
+_WAIT_S = 40
+"""How long a worker waits for the server to have imported everything, before it starts by itself; Ray waits 60 s for it."""
 PY_EXECUTABLE = "ray_kwargs.ray_init.runtime_env.py_executable"
 _SHARED = (
     "hydra",

@@ -206,6 +206,21 @@ def test_nothing_is_forked_from_a_process_with_a_thread(drive, place):
     assert told(ran) is False and "a thread named" in ran.stderr
 
 
+def test_clients_that_go_away_before_they_are_served_disturb_nobody(drive):
+    code = """
+import socket, struct
+for said in (b"", b"xx", struct.pack("!I", 50) + b"{}"):
+    gone = socket.socket(socket.AF_UNIX); gone.connect(client[4]); gone.sendall(said); gone.close()
+print(json.dumps(described()["forked"]))
+"""
+    assert told(drive(code)) is True
+
+
+def test_a_socket_that_an_earlier_run_left_is_replaced(drive, tmp_path):
+    (tmp_path / "s").write_text("")
+    assert told(drive("print(json.dumps(described()['forked']))")) is True
+
+
 def test_after_a_forked_worker_that_crashed_at_once_none_is_forked(drive):
     ran = drive("crashed = start('raise').wait(); print(json.dumps([crashed, described()['forked']]))")
     assert told(ran) == [1, False] and "ended with status 1 soon" in ran.stderr

@@ -214,6 +214,7 @@ class Server:
             connection.sendall(b"?")
             order, streams = receive(connection)
         except (OSError, ValueError):
+            # It no longer waits, and starts by itself.
             connection.close()
             return None
         reason = self.failed or obstacle() or self.differs(order)
@@ -300,6 +301,8 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """A client's order and its three standard streams."""
     head, streams, _, _ = socket.recv_fds(connection, 4, 3)
     try:
+        if len(head) != 4 or len(streams) != 3:
+            raise ValueError("nothing was asked")
         (length,) = struct.unpack("!I", head)
         text = b""
         while len(text) < length:
@@ -308,8 +311,6 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 raise ValueError("cut short")
             text += part
         order: dict[str, Any] = json.loads(text)
-        if len(streams) != 3:
-            raise ValueError("streams are missing")
     except BaseException:
         for stream in streams:
             os.close(stream)
