@@ -221,6 +221,11 @@ def test_a_socket_that_an_earlier_run_left_is_replaced(drive, tmp_path):
     assert told(drive("print(json.dumps(described()['forked']))")) is True
 
 
+def test_the_server_dies_with_a_driver_that_is_killed(drive):
+    ran = drive("assert described()['forked']; os.kill(os.getpid(), 9)")
+    assert ran.returncode == -signal.SIGKILL, "and the fixture sees that nothing is left"
+
+
 def test_after_a_forked_worker_that_crashed_at_once_none_is_forked(drive):
     ran = drive("crashed = start('raise').wait(); print(json.dumps([crashed, described()['forked']]))")
     assert told(ran) == [1, False] and "ended with status 1 soon" in ran.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -13,8 +12,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -31,7 +28,6 @@ def become(order: Mapping[str, Any]) -> None:
     for number, stream in enumerate(order["streams"]):
         os.dup2(stream, number)
         os.close(stream)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
     if order["leads_group"]:
         os.setpgid(0, 0)
     os.chdir(order["cwd"])
@@ -41,7 +37,9 @@ def become(order: Mapping[str, Any]) -> None:
             resource.setrlimit(int(name), tuple(limits))
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, order["cpus"])
+    with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, order["priority"])
+    with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(order["oom_score"])
     for number in order["ignored"]:
         signal.signal(number, signal.SIG_IGN)
