@@ -12,8 +12,9 @@ from autotune.trial import Value
 
 _FOLDER = Path(__file__).parent / "_verl"
 _SERVER, _CLIENT = _FOLDER / "autotune_fork_server.py", _FOLDER / "autotune_fork_client.py"
-_WAIT_S = 40
-"""How long a worker waits for the server to have imported everything, before it starts by itself; Ray waits 60 s for it."""
+_WAIT_S, _RAY_WAITS_S = 120, 300
+"""How long a worker waits for the server to have imported everything, before it starts by itself; how long Ray waits for it then.
+On a bare machine, or a very busy one, imports take minutes."""
 PY_EXECUTABLE = "ray_kwargs.ray_init.runtime_env.py_executable"
 _SHARED = (
     "hydra",
@@ -64,7 +65,7 @@ def parameters(python: str, place: Path) -> dict[str, Value]:
 
 
 def environment(asked: Mapping[str, Value], place: Path) -> dict[str, str]:
-    """What the server is told; neither driver nor workers see it."""
+    """What the server is told, which neither driver nor workers see, and how patient Ray has to be."""
     rollout = _ROLLOUTS.get(str(asked.get(f"{A}.rollout.name")), ())
     told = {"socket": str(place), "shared": _SHARED, "modules": (*_MODULES, *rollout), "expected": _EXPECTED}
-    return {"AUTOTUNE_FORK": json.dumps(told)}
+    return {"AUTOTUNE_FORK": json.dumps(told), "RAY_worker_register_timeout_seconds": str(_RAY_WAITS_S)}

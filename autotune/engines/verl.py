@@ -186,7 +186,7 @@ class Verl(Engine):
         place = ray_folder(context) / "fork"
         asked |= _verl_fork.parameters(python, place)
         arguments = tuple(map(override, asked, asked.values()))
-        return Launch(argv=_verl_fork.argv(python, arguments), env={**env, **_verl_fork.environment(asked, place)})
+        return Launch(argv=_verl_fork.argv(python, arguments), env={**_verl_fork.environment(asked, place), **env})
 
     def _forks(self, asked: Mapping[str, Value]) -> bool:
         """Whether workers are forked: never where a study names their interpreter itself."""

@@ -61,7 +61,7 @@ the process without which a worker ends. That is the raylet's; the driver's, whi
 HARMLESS_THREADS = frozenset({"jemalloc_bg_thd"})
 """Threads by the kernel's name that a library starts again, or does without, in a forked child."""
 EARLY_S = 90.0
-"""A child that fails sooner after its start may have failed for being forked. Ray waits 60 s for a worker."""
+"""A child that fails sooner after its start may have failed for being forked."""
 ENDED_BY_OTHERS = (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT)
 PATIENCE_S = 10.0
 """How long a client may take to say what it wants; a client says it at once."""
