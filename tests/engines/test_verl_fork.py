@@ -173,6 +173,19 @@ print(json.dumps([forked, slow.poll(), described()["forked"], slow.wait()]))
     assert told(drive(code)) == ["True", None, False, 1], "how the orphan ended nobody can know"
 
 
+@pytest.mark.parametrize("server", ["alive", "dead"])
+def test_a_worker_ends_with_its_raylet(drive, server):
+    code = """
+raylet = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+slow = start("wait", "60", "0", env={"RAY_RAYLET_PID": str(raylet.pid)}); pid, forked = slow.stdout.readline().split()
+if sys.argv[1] == "dead":
+    os.kill(int(open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[1]), 9)
+raylet.kill()
+print(json.dumps([forked, slow.wait() != 0]))
+"""
+    assert told(drive(code, server)) == ["True", True]
+
+
 def test_without_a_server_a_worker_starts_plainly(drive):
     found = told(drive("print(json.dumps(described('z')))", serve=False))
     assert not found["forked"] and found["argv"][1:] == ["describe", "z", "0"]

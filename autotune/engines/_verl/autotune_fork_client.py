@@ -26,6 +26,11 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signa
 LIMITS = tuple(getattr(resource, f"RLIMIT_{name}") for name in ("NOFILE", "CORE", "MEMLOCK", "NPROC", "STACK", "AS"))
 
 
+GRACE_S = 5.0
+"""How long a child may take to end in order after its raylet has ended."""
+UNKNOWN = 1 << 8
+
+
 def main() -> None:
     place, seconds, python, *argv = sys.argv[1:]
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -92,20 +97,33 @@ def line(connection: socket.socket) -> dict[str, Any] | None:
 
 def await_child(connection: socket.socket, pid: int) -> int:
     """The child's wait status; that of a plain failure when the server died and nobody can know it."""
-    unknown = 1 << 8
-    try:
-        child = os.pidfd_open(pid)
-    except ProcessLookupError:
-        child = -1
+    child, raylet = opened(pid), opened(int(os.environ.get("RAY_RAYLET_PID", "0")))
     for number in PASSED_ON:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, _: pass_on(child, number))
+    if raylet >= 0:
+        # A worker ends with its raylet; a forked one looks at the driver instead, and may see it only later.
+        ready, _, _ = select.select([connection.fileno(), raylet], [], [])
+        if connection.fileno() not in ready and child >= 0:
+            pass_on(child, signal.SIGTERM)
+            if child not in select.select([child], [], [], GRACE_S)[0]:
+                pass_on(child, signal.SIGKILL)
     said = line(connection)
     if said is not None:
         return int(said["status"])
     if child >= 0:
-        select.select([child], [], [])
-    return unknown
+        select.select([one for one in (child, raylet) if one >= 0], [], [])
+        # The server is gone: whichever of the two has ended, the child is to end.
+        pass_on(child, signal.SIGKILL)
+    return UNKNOWN
+
+
+def opened(pid: int) -> int:
+    """A descriptor of a process, which can be waited for; -1 when there is no such process."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1
 
 
 def pass_on(child: int, number: int) -> None:
