@@ -13,12 +13,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from autotune import process, standby
 from autotune.answers import Answer
 from autotune.engines import _logprobs
+from autotune.engines._milestones import Clock, Milestones
 from autotune.engines.base import Context, Diagnosis, EngineOptions, Launch, Session
 from autotune.gpu import Sampler
 from autotune.logs import LogReader, tail
@@ -39,8 +40,7 @@ Ask = Callable[[str], Value]
 class Dialect:
     """What an engine knows about its own server."""
 
-    milestones: Sequence[tuple[str, re.Pattern[str]]]
-    """Name of a start-up phase and the log line that ends it, in the order in which they come; any of them may be missing."""
+    milestones: Milestones
     fatal: re.Pattern[str]
     """A log line after which the server cannot come up, or cannot go on."""
     confirm: Callable[[Ask, str], Mapping[str, Value]]
@@ -54,26 +54,6 @@ class Dialect:
     """None for a server that gives no log-probabilities."""
 
 
-@dataclass
-class _Clock:
-    """Divides the start-up into phases as their log lines come by."""
-
-    milestones: Sequence[tuple[str, re.Pattern[str]]]
-    last: float = field(default_factory=time.monotonic)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def read(self, line: str) -> None:
-        for name, pattern in self.milestones:
-            if name not in self.seconds and pattern.search(line):
-                self.end(name)
-                return
-
-    def end(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name] = now - self.last
-        self.last = now
-
-
 class ServingSession(Session):
     """An HTTP server in a process tree of its own, its output in `engine.log` of the trial's folder."""
 
@@ -85,7 +65,7 @@ class ServingSession(Session):
         self.log = context.folder / LOG
         self._lines = LogReader(self.log)
         self._phase = Phase.START
-        self._clock = _Clock(dialect.milestones)
+        self._clock = Clock(dialect.milestones)
         self._owner_checked = 0.0
         self._process, self._standby = standby.start(
             launch.argv, env=launch.env, cwd=context.scratch, log=self.log, tag=context.tag, cpus=context.cpus

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from autotune import gpu, models, process
 from autotune.engines import _learner_model
+from autotune.engines._milestones import Clock, Milestones
 from autotune.engines._training_log import death
 from autotune.engines.base import Context, Diagnosis, EngineOptions, Launch, Step, TrainingSession
 from autotune.errors import Mistake, NotFound
@@ -89,6 +90,8 @@ class Dialect:
     diagnose: Callable[[str, int | None], Diagnosis | None]
     ready_at_first_step: bool = False
     """For a trainer that says nothing before its first step."""
+    milestones: Milestones = ()
+    """What lines of the log end the phases of the start."""
     fatal: str | None = None
     """Log lines after which a driver that lives on is hung, as a regular expression."""
     leftovers: tuple[Path, ...] = ()
@@ -129,6 +132,7 @@ class LaunchedTraining(TrainingSession):
         self._lines = LogReader(self._context.folder / steps)
         self._began = time.monotonic()
         self._words, self._fatal_at = LogReader(self._log), None
+        self._clock = Clock(self._dialect.milestones)
         self._process = process.start(
             argv, env=env, cwd=self._context.folder, log=self._log, tag=self._context.tag, cpus=self._context.cpus
         )
@@ -146,10 +150,12 @@ class LaunchedTraining(TrainingSession):
                     advice="Raise engine.start_timeout_s if the model takes that long to load.",
                 )
             time.sleep(0.1)
+        self._listen()
+        self._clock.end("first_step" if self._dialect.ready_at_first_step else "start")
         self._phase = Phase.MEASURE
         begin = self._begin or Begin({}, {})
         return {
-            "seconds": {"start": time.monotonic() - self._began},
+            "seconds": dict(self._clock.seconds),
             "effective": dict(begin.effective),
             "versions": dict(begin.versions),
         }
@@ -191,11 +197,16 @@ class LaunchedTraining(TrainingSession):
 
     def _hung(self) -> bool:
         """Whether the log said something fatal a while ago, and still the driver lives."""
-        if self._dialect.fatal is None:
-            return False
-        if self._fatal_at is None and any(re.search(self._dialect.fatal, line) for line in self._words.lines()):
-            self._fatal_at = time.monotonic()
+        self._listen()
         return self._fatal_at is not None and time.monotonic() - self._fatal_at > HUNG_S
+
+    def _listen(self) -> None:
+        """Read what the log says since the last time."""
+        for line in self._words.lines():
+            if self._phase is Phase.START:
+                self._clock.read(line)
+            if self._dialect.fatal is not None and self._fatal_at is None and re.search(self._dialect.fatal, line):
+                self._fatal_at = time.monotonic()
 
     def restart(self, seed: int) -> None:
         self._process.stop(self._options.stop_timeout_s)

@@ -43,11 +43,11 @@ def configuration(**values):
 
 
 def given(launch):
-    return dict(part.lstrip("+").split("=", 1) for part in launch.argv[3:])
+    return dict(part.lstrip("+").split("=", 1) for part in launch.argv[launch.argv.index("-m") + 2 :])
 
 
 def test_a_launch_is_verls_own_program(context):
-    launch = make().launch(configuration(**{f"{A}.rollout.max_num_seqs": 16, "env.NCCL_DEBUG": "INFO"}), context)
+    launch = make(fork=False).launch(configuration(**{f"{A}.rollout.max_num_seqs": 16, "env.NCCL_DEBUG": "INFO"}), context)
     assert launch.argv[:3] == (str(PYTHON), "-m", "verl.trainer.main_ppo")
     asked = given(launch)
     assert asked[f"{A}.rollout.max_num_seqs"] == "16" and asked["algorithm.adv_estimator"] == "grpo"
