@@ -109,7 +109,8 @@ class VerlOptions(TrainingOptions):
 
     On two busy cores a trial's first step came after 23 s instead of 55. Forked processes share what they have imported, so
     that the host's peak memory is lower than that of a run started by hand, there by 2 GiB: leave it off where that memory is
-    an objective. `auto` forks where `processes` is 1, since each of several sees GPUs of its own.
+    an objective. `auto` forks on CPUs only, as it has not been proven on a GPU, and where `processes` is 1, since each of
+    several sees GPUs of its own.
     """
 
     @model_validator(mode="before")
@@ -190,7 +191,7 @@ class Verl(Engine):
 
     def _forks(self, asked: Mapping[str, Value]) -> bool:
         """Whether workers are forked: never where a study names their interpreter itself."""
-        wanted = self.options.processes == 1 if self.options.fork == "auto" else self.options.fork
+        wanted = self.options.cpu and self.options.processes == 1 if self.options.fork == "auto" else self.options.fork
         return wanted and _verl_fork.PY_EXECUTABLE not in asked
 
     def environment(self, configuration: Configuration, context: Context) -> dict[str, str]:

@@ -258,6 +258,7 @@ def test_auto_forks_single_processes_and_leaves_a_users_interpreter_alone(contex
         return "AUTOTUNE_FORK" in make(**options).launch(Configuration(engine="verl", values={}), context).env
 
     assert forks() and not forks(processes=2) and forks(processes=2, fork=True)
+    assert not forks(cpu=False) and forks(cpu=False, fork=True), "on a GPU nobody has proven it"
     assert not forks(fork=True, fixed={_verl_fork.PY_EXECUTABLE: "/mine/python"})
 
 
