@@ -170,17 +170,37 @@ def confirmed(one: Candidate) -> bool:
 
 def winner(analysis: Analysis) -> Candidate:
     """What is exported: the knee of the front where it is a finalist, else the knee of what was measured again and held, the
-    default among it; a tie goes to the finalist. Where no finalist held or there was none, the front's knee, lucky or not.
+    default among it; a tie goes to the finalist. A finalist that is better than the default in nothing beyond noise has not
+    held; where none has, the default. Where none was measured again, or none keeps the constraints, the front's knee.
 
     Raises NothingMeasured.
     """
     knee, default = analysis.candidate(analysis.knee()), analysis.default_candidate
-    again = sorted((one for one in analysis.feasible if confirmed(one)), key=lambda one: one is default)
-    if not _but_default(analysis, again) or (confirmed(knee) and knee is not default):
+    again = [one for one in analysis.feasible if confirmed(one)]
+    if not _but_default(analysis, again):
         return knee
-    place = pareto.knee([analysis.point(one) for one in again], analysis.directions)
+    held = _held(analysis)
+    if knee in held or not held:
+        return knee if knee in held or default not in again else default
+    entrants = [*held, *(one for one in again if one is default)]
+    place = pareto.knee([analysis.point(one) for one in entrants], analysis.directions)
     assert place is not None, "points have a knee"
-    return again[place]
+    return entrants[place]
+
+
+def _held(analysis: Analysis) -> list[Candidate]:
+    """Finalists that keep the constraints and are better than the default in something."""
+    return [one for one in _but_default(analysis, analysis.feasible) if confirmed(one) and _better(analysis, one)]
+
+
+def _better(analysis: Analysis, one: Candidate) -> bool:
+    """Whether it is better than the default in some objective, beyond noise as far as that is known, or keeps what the default
+    breaks."""
+    if not any(other is analysis.default_candidate for other in analysis.feasible):
+        return True
+    gains = [analysis.gain(name, one.trial) for name in analysis.objective_names]
+    ratios = [(gain.ratio, gain.direction) for gain in gains if gain.ratio is not None and gain.certain is not False]
+    return any(ratio > 1 if direction == "maximize" else ratio < 1 for ratio, direction in ratios)
 
 
 def on_winner(analysis: Analysis) -> str | None:
@@ -191,7 +211,8 @@ def on_winner(analysis: Analysis) -> str | None:
         return None
     best = "knee" if len(analysis.objective_names) > 1 else "best"
     if one is analysis.default_candidate:
-        return f"The winner is the engine's default, trial {one.trial}."
+        why = f"the {best} of what was measured again" if _held(analysis) else "nothing measured again beside it is better"
+        return f"The winner is the engine's default, trial {one.trial}: {why}."
     if one is knee:
         again = "measured again beside the default" if confirmed(one) else "which was not measured again and may owe it to luck"
         return f"The winner is trial {one.trial}, the {best} of the front, {again}."

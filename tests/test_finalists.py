@@ -121,7 +121,7 @@ def test_a_finalist_that_held_wins_over_a_run_that_nobody_repeated(won):
 
 def test_the_default_wins_where_it_beats_every_finalist(won):
     analysis, one, said = won({"tokens": 90.0}, {"tokens": 91.0})
-    assert one is analysis.default_candidate and said == "The winner is the engine's default, trial 0."
+    assert one is analysis.default_candidate and said.startswith("The winner is the engine's default, trial 0: ")
     assert export._cautions(analysis, one) == ()
 
 
@@ -143,3 +143,9 @@ def test_without_a_finalist_that_held_the_knee_is_taken_and_it_is_said(won, fina
 def test_where_nothing_holds_there_is_no_winner(small_study, make_record):
     broken = run(make_record(0), 0, Origin.DEFAULT, 100.0, ttft=900.0)
     assert on_winner(results.StudyResults(small_study, (broken,))) is None
+
+
+def test_the_default_wins_over_a_finalist_that_cannot_be_told_from_it(won):
+    analysis, one, said = won({"tokens": 95.0}, {"tokens": 110.0}, third=120.0)
+    assert "not measured again" not in said
+    assert one is analysis.default_candidate and "nothing measured again beside it is better" in said
