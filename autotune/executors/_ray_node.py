@@ -60,7 +60,11 @@ class Seat:
             record = evaluate(job, engine, workload, context, lambda label, share: None)
             return record.model_dump_json(), packed(context.folder)
         finally:
-            shutil.rmtree(root, ignore_errors=True)
+            # Not all of the root: what else this process keeps there is not the trial's.
+            for place in (context.folder, context.scratch):
+                shutil.rmtree(place, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                root.rmdir()
 
     @property
     def watched(self) -> bool:
