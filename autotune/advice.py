@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.trial import FailureKind, Phase
+from autotune.trial import Failed, FailureKind, Phase
 
 _SERVING_MEMORY_START = (
     "Raise gpu_memory_utilization (mem_fraction_static) when the engine had no room for its KV cache, and lower it when "
@@ -53,3 +53,8 @@ def advice(kind: FailureKind, phase: Phase, *, training: bool = False) -> str:
     if training:
         return _TRAINING_MEMORY
     return _SERVING_MEMORY_LOAD if phase in (Phase.WARM_UP, Phase.MEASURE) else _SERVING_MEMORY_START
+
+
+def failed(kind: FailureKind, phase: Phase, *evidence: str) -> Failed:
+    """The outcome of a trial that failed outside its engine, with the general advice."""
+    return Failed(kind=kind, phase=phase, evidence=evidence, advice=advice(kind, phase))

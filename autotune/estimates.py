@@ -51,6 +51,13 @@ class Gain:
         """Whether the 95 % interval of the ratio excludes 1; None when there is no interval."""
         return None if self.low is None or self.high is None else not self.low <= 1 <= self.high
 
+    @property
+    def better(self) -> bool:
+        """Whether the value is better than the default's, beyond noise as far as that is known."""
+        if self.ratio is None or self.certain is False:
+            return False
+        return self.ratio > 1 if self.direction == "maximize" else self.ratio < 1
+
     def __str__(self) -> str:
         if self.ratio is None:
             return f"{self.metric}: {self.value:.4g} against the default's {self.default:.4g}"

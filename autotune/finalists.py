@@ -175,14 +175,14 @@ def winner(analysis: Analysis) -> Candidate:
 
     Raises NothingMeasured.
     """
-    knee, default = analysis.candidate(analysis.knee()), analysis.default_candidate
+    knee = analysis.candidate(analysis.knee())
     again = [one for one in analysis.feasible if confirmed(one)]
-    if not _but_default(analysis, again):
-        return knee
     held = _held(analysis)
-    if knee in held or not held:
-        return knee if knee in held or default not in again else default
-    entrants = [*held, *(one for one in again if one is default)]
+    if knee in held or not _but_default(analysis, again):
+        return knee
+    entrants = [*held, *(one for one in again if one is analysis.default_candidate)]
+    if not entrants:
+        return knee
     place = pareto.knee([analysis.point(one) for one in entrants], analysis.directions)
     assert place is not None, "points have a knee"
     return entrants[place]
@@ -198,9 +198,7 @@ def _better(analysis: Analysis, one: Candidate) -> bool:
     breaks."""
     if not any(other is analysis.default_candidate for other in analysis.feasible):
         return True
-    gains = [analysis.gain(name, one.trial) for name in analysis.objective_names]
-    ratios = [(gain.ratio, gain.direction) for gain in gains if gain.ratio is not None and gain.certain is not False]
-    return any(ratio > 1 if direction == "maximize" else ratio < 1 for ratio, direction in ratios)
+    return any(analysis.gain(name, one.trial).better for name in analysis.objective_names)
 
 
 def on_winner(analysis: Analysis) -> str | None:

@@ -10,30 +10,22 @@ means of logarithms over its runs; the ratios over the configurations that both 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from autotune import results
+from autotune import estimates, results
+from autotune.analysis import total_seconds
 from autotune.results import StudyResults
 from autotune.score import Objective
-from autotune.stats import t_quantile
 from autotune.trial import TrialRecord
 
 PAUSE_S = 60.0
 """A longer gap in which no trial ran is a pause between two calls."""
 
 
-def spent(record: TrialRecord) -> float:
-    """Seconds that a trial had its GPU."""
-    return sum(record.seconds[name] for name in ("start", "measure", "stop") if name in record.seconds)
-
-
 def pace(records: Sequence[TrialRecord]) -> tuple[int, float]:
     """Trials, and the seconds in which at least one of them ran or the next was about to."""
-    spans = sorted((one.started_at, one.started_at + spent(one)) for one in records)
+    spans = sorted((one.started_at, one.started_at + (total_seconds(one) or 0.0)) for one in records)
     seconds, end = 0.0, spans[0][0]
     for begin, stop in spans:
         seconds += max(0.0, stop - end) if begin - end < PAUSE_S else stop - begin
@@ -42,23 +34,21 @@ def pace(records: Sequence[TrialRecord]) -> tuple[int, float]:
 
 
 def ratios(one: StudyResults, several: StudyResults, objective: Objective) -> list[float]:
-    """Logarithms of several over one, for every configuration that both have measured."""
-    found = []
-    for here in one.candidates:
-        there = next((other for other in several.candidates if other.digest == here.digest), None)
-        values = [study.samples(each, objective) for study, each in ((one, here), (several, there)) if each is not None]
-        if len(values) == 2 and all(values):
-            found.append(float(np.mean(np.log(values[1])) - np.mean(np.log(values[0]))))
-    return found
+    """Several over one, for every configuration that both have measured."""
+    there = {each.digest: each for each in several.candidates}
+    both = [(each, there[each.digest]) for each in one.candidates if each.digest in there]
+    known = [(a, b) for a, b in both if one.samples(a, objective) and several.samples(b, objective)]
+    return [several.mean(b, objective) / one.mean(a, objective) for a, b in known]
 
 
-def line(name: str, logs: Sequence[float]) -> str:
+def line(name: str, found: Sequence[float]) -> str:
     """One row: the mean ratio and its interval; without two configurations there is none."""
-    if len(logs) < 2:
-        return f"| {name} | {len(logs)} | {math.exp(logs[0]):.3f} | no interval |" if logs else f"| {name} | 0 | | |"
-    margin = t_quantile(0.975, len(logs) - 1) * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
-    middle = float(np.mean(logs))
-    return f"| {name} | {len(logs)} | {math.exp(middle):.3f} | {math.exp(middle - margin):.3f} to {math.exp(middle + margin):.3f} |"
+    if not found:
+        return f"| {name} | 0 | | |"
+    interval = estimates.estimate(found, estimates.pooled([found]))
+    if interval is None:
+        return f"| {name} | {len(found)} | {estimates.mean(found):.3f} | no interval |"
+    return f"| {name} | {len(found)} | {interval.estimate:.3f} | {interval.low:.3f} to {interval.high:.3f} |"
 
 
 def page(one: StudyResults, several: StudyResults) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from autotune.engines._milestones import Milestones
 from autotune.engines._server import decisive
 from autotune.engines.base import Diagnosis
 from autotune.trial import FailureKind
 
-MILESTONES: Sequence[tuple[str, re.Pattern[str]]] = (
+MILESTONES: Milestones = (
     ("imports", re.compile(r"Init (?:torch distributed|parallel) begin")),
     ("distributed", re.compile(r"Load weight begin")),
     ("weights", re.compile(r"Load weight end")),

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from autotune.engines._milestones import Milestones
 from autotune.engines._server import Ask, Dialect, decisive
 from autotune.engines.base import Diagnosis
 from autotune.trial import FailureKind, Value
 
-MILESTONES: Sequence[tuple[str, re.Pattern[str]]] = (
+MILESTONES: Milestones = (
     ("imports", re.compile(r"non-default args:|vLLM API server version|█▄█▀")),
     ("config", re.compile(r"Resolved architecture|Using max model len")),
     ("engine", re.compile(r"Initializing a V1 LLM engine")),

@@ -61,8 +61,7 @@ class Seat:
             return record.model_dump_json(), packed(context.folder)
         finally:
             # Not all of the root: what else this process keeps there is not the trial's.
-            for place in (context.folder, context.scratch):
-                shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(context.folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 root.rmdir()
 

@@ -15,14 +15,14 @@ from functools import cached_property
 from multiprocessing import connection
 
 from autotune import gpu
-from autotune.advice import advice
+from autotune.advice import failed
 from autotune.cores import Cores, Parts, Share
 from autotune.executors import _worker
 from autotune.executors._spares import Spares
 from autotune.executors._workplace import Workplace, opened
 from autotune.executors.base import MAX_PARALLEL, Executor, Site
 from autotune.leases import Leases
-from autotune.trial import Configuration, Failed, FailureKind, Phase, TrialJob, TrialRecord
+from autotune.trial import Configuration, FailureKind, Phase, TrialJob, TrialRecord
 
 _CLOSE_S = 20.0
 """How long the workers get to stop their engines when the executor is closed, before everything is killed."""
@@ -151,7 +151,7 @@ class LocalExecutor(Executor):
             self._leases.give_back(gpus)
             self._cores.give_back(share)
             reason = f"No worker process could be started for the trial: {type(error).__name__} {error}."
-            self._impossible.append((job, job.ended(_fault(Phase.START, reason), time.time())))
+            self._impossible.append((job, job.ended(failed(FailureKind.MACHINE_FAULT, Phase.START, reason), time.time())))
 
     def _start(self, job: TrialJob, gpus: tuple[int, ...], share: Share) -> _Running:
         slot = min(set(range(len(self._running) + 1)) - {one.slot for one in self._running})
@@ -220,23 +220,17 @@ def _refused(job: TrialJob, need: int, leases: Leases) -> TrialRecord:
     """Never runnable here is the configuration's fault; not runnable any more, because GPUs were lost, is the machine's."""
     reason = f"The configuration needs {need} GPUs, and this machine has {leases.usable} to give."
     kind = FailureKind.REJECTED if need > len(leases.devices) else FailureKind.MACHINE_FAULT
-    evidence = (reason, *leases.quarantined.values())
-    return job.ended(Failed(kind=kind, phase=Phase.CHECK, evidence=evidence, advice=advice(kind, Phase.CHECK)), time.time())
+    return job.ended(failed(kind, Phase.CHECK, reason, *leases.quarantined.values()), time.time())
 
 
 def _lost(one: _Running) -> TrialRecord:
     phase = Phase.START if one.label == "start" else Phase.MEASURE
     how = "was hung and was ended" if one.hung else f"ended with status {one.worker.exitcode}"
     reason = f"The trial's own worker process {how} while it was at {one.label!r}."
-    record = one.job.ended(_fault(phase, reason), one.started_at)
+    record = one.job.ended(failed(FailureKind.MACHINE_FAULT, phase, reason), one.started_at)
     # How the seconds divide nobody knows any more, but they were spent.
     known = {"gpus": one.context.gpus, "folder": str(one.context.folder)}
     return record.model_copy(update={**known, "seconds": {phase.value: time.monotonic() - one.began}})
-
-
-def _fault(phase: Phase, reason: str) -> Failed:
-    kind = FailureKind.MACHINE_FAULT
-    return Failed(kind=kind, phase=phase, evidence=(reason,), advice=advice(kind, phase))
 
 
 executor = LocalExecutor

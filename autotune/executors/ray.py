@@ -22,13 +22,13 @@ from dataclasses import dataclass
 
 import ray
 
-from autotune.advice import advice
+from autotune.advice import failed
 from autotune.executors import _ray_cluster, _ray_node
 from autotune.executors._ray_desk import Held, News
 from autotune.executors._ray_trial import Order
 from autotune.executors._ray_tune import Placement
 from autotune.executors.base import Executor, Site
-from autotune.trial import Configuration, Failed, FailureKind, Phase, TrialJob, TrialRecord
+from autotune.trial import Configuration, FailureKind, Phase, TrialJob, TrialRecord
 
 _CLOSE_S = 20.0
 """How long each node gets to end and remove what is left there."""
@@ -176,15 +176,17 @@ class RayExecutor(Executor):
         largest = _ray_cluster.largest(self._usable())
         reason = f"The configuration needs {need} GPUs on one node, and the largest node has {largest}."
         kind = FailureKind.REJECTED if need > self._largest else FailureKind.MACHINE_FAULT
-        return _failed(job, kind, Phase.CHECK, reason)
+        return job.ended(failed(kind, Phase.CHECK, reason))
 
     def _answer(self, key: str, record: TrialRecord) -> None:
         self._answered.append((self._out.pop(key).job, record))
 
     def _lose(self, key: str, why: str) -> None:
         if (one := self._out.get(key)) is not None:
-            record = _failed(one.job, FailureKind.MACHINE_FAULT, Phase.MEASURE, f"Ray lost the trial: {why}")
-            self._answer(key, record.model_copy(update={"started_at": one.began_at or time.time()}))
+            record = one.job.ended(
+                failed(FailureKind.MACHINE_FAULT, Phase.MEASURE, f"Ray lost the trial: {why}"), one.began_at or time.time()
+            )
+            self._answer(key, record)
 
     def _end_tune(self) -> None:
         if self._placement is None:
@@ -217,11 +219,6 @@ class RayExecutor(Executor):
         if come := len(now - self._nodes):
             self._notices.append(f"{come} nodes joined the cluster.")
         self._nodes = now
-
-
-def _failed(job: TrialJob, kind: FailureKind, phase: Phase, reason: str) -> TrialRecord:
-    failed = Failed(kind=kind, phase=phase, evidence=(reason,), advice=advice(kind, phase))
-    return job.ended(failed)
 
 
 executor = RayExecutor
