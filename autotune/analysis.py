@@ -150,6 +150,7 @@ class Analysis:
     def best(self, metric: str) -> int:
         """The feasible trial that is best in a metric; within noise one that was measured again, then fewer overrides, less memory.
 
+        A trial whose number depends on when it was measured is best only where no steady one is known.
         Raises NothingMeasured, InvalidInput.
         """
         objective = self.objective(metric)
@@ -158,13 +159,14 @@ class Analysis:
         if not known:
             raise self._nothing()
         sign = 1 if objective.direction == "minimize" else -1
-        leader, samples = min(known, key=lambda pair: sign * estimates.mean(pair[1], noise))
+        shaky = {one.trial for one, _ in known if not _steady(one, objective)}
+        leader, samples = min(known, key=lambda pair: (pair[0].trial in shaky, sign * estimates.mean(pair[1], noise)))
         lead = _interval(samples, noise)
         equal = [one for one, other in known if one is leader or (noise is not None and lead.overlaps(_interval(other, noise)))]
 
-        def preference(one: Candidate) -> tuple[bool, int, float, bool]:
+        def preference(one: Candidate) -> tuple[bool, bool, int, float, bool]:
             first = one.records[0]
-            return len(one.records) < 2, len(first.configuration.values), _memory(one), one is not leader
+            return one.trial in shaky, len(one.records) < 2, len(first.configuration.values), _memory(one), one is not leader
 
         return min(equal, key=preference).trial
 
@@ -304,6 +306,11 @@ def _own_fault(record: TrialRecord) -> bool:
 def _interval(samples: Sequence[float], noise: Noise | None) -> Interval:
     centre = estimates.mean(samples, noise)
     return estimates.estimate(samples, noise) or Interval(centre, centre, centre)
+
+
+def _steady(one: Candidate, objective: Objective) -> bool:
+    """Whether any of its runs measured the objective in a steady window."""
+    return any(record.measurement is not None and not unsteady(record.measurement, [objective]) for record in one.records)
 
 
 def _memory(one: Candidate) -> float:

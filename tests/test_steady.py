@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autotune import results, tables, view
+from autotune import finalists, results, tables, view
 from autotune.engines.base import Identity
 from autotune.exporters.base import Winner
 from autotune.terminal import Plain
@@ -63,3 +63,13 @@ def test_an_exported_file_says_so_beside_the_figures():
 
 def test_rows_of_older_ledgers_are_read():
     assert Row.model_validate({"level": {"concurrency": 1}, "metrics": {}}).unsteady is None
+
+
+def test_an_unsteady_number_is_best_only_where_no_steady_one_is_known(small_study, make_record):
+    drifting = changed(make_record(1), unsteady=WHY)
+    steady = results.StudyResults(small_study, tuple(make_record(number) for number in (0, 1, 2)))
+    assert steady.best("output_tokens_per_s") == 1
+    study = results.StudyResults(small_study, (make_record(0), drifting, make_record(2)))
+    assert study.best("output_tokens_per_s") == 0
+    assert results.StudyResults(small_study, (drifting,)).best("output_tokens_per_s") == 1
+    assert finalists.choose(study, 2)[-1].trial == 1, "it is measured again where there is room"
