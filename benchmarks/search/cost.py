@@ -62,7 +62,7 @@ def main() -> None:
             print(lines[-1], flush=True)
     about = (
         f"default policy, mean of the {WINDOW} trials before each mark; the recorded engine's own time is left out. "
-        "Wall time is that of a machine with other work on its two cores."
+        "Wall time exceeds CPU time by what else the machine did."
     )
     keep("What the driver costs", about, lines, given.out)
 
