@@ -121,6 +121,17 @@ def test_trls_own_parser_reads_the_file():
         exporter.prove({**files, "train.yaml": files["train.yaml"] + "no_such_parameter: 1\n"}, won)
 
 
+@needs("trl")
+@pytest.mark.engine
+@pytest.mark.parametrize("values", [{}, {"dtype": "bfloat16", "vllm_mode": "colocate", "use_vllm": True}])
+def test_a_file_for_a_gpu_is_proved_where_none_is_in_view(values):
+    won = winner("trl", options={"cpu": False}, values={**TRL, **values})
+    exporter = exporters.get("trl_yaml")
+    files = exporter.render(won)
+    assert "use_cpu" not in files["train.yaml"]
+    assert "own parser read train.yaml" in exporter.prove(files, won)
+
+
 @needs("verl")
 @pytest.mark.engine
 def test_hydra_and_verl_accept_the_file():

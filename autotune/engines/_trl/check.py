@@ -102,14 +102,18 @@ def resolved(algorithm: str, arguments: dict[str, Any], known: dict[str, type], 
 
 def read(algorithm: str, config: str, accelerate: str) -> dict[str, Any]:
     """Every value that the script would see, and how accelerate would launch it. Raises what either raises."""
+    import yaml
     from accelerate.commands.config.config_args import load_config_from_file
 
     parser = importlib.import_module(f"trl.scripts.{algorithm}").make_parser()
-    parsed = parser.parse_args_and_config(["--config", config], fail_with_unknown_args=True)
+    # What asks for a GPU is refused where none is in view, and a file is read on machines that have none.
+    parsed = parser.parse_args_and_config(["--config", config, "--use_cpu", "true"], fail_with_unknown_args=True)
     values: dict[str, Any] = {}
     for holder in parsed:
         if dataclasses.is_dataclass(holder):
             values |= {field.name: plain(getattr(holder, field.name)) for field in dataclasses.fields(holder)}
+    with open(config) as file:
+        values["use_cpu"] = yaml.safe_load(file).get("use_cpu", False)
     launch = load_config_from_file(accelerate)
     return {"values": values, "processes": launch.num_processes, "distributed": str(launch.distributed_type)}
 
