@@ -79,8 +79,8 @@ class Driver:
         self._told: set[int] = set()
         self._cut: set[str] = set()
         self._next = 0
-        self._first = self._queue(first)
-        self._points = [self._point_of(one.configuration, {}) for one in self._first]
+        self._due = {one.configuration.digest: (one, self._point_of(one.configuration, {})) for one in self._queue(first)}
+        self._points = [point for _, point in self._due.values()]
         self._candidates = Candidates(
             space, search, self._history, prior, lambda configuration: self._feasible(configuration) is None
         )
@@ -92,10 +92,9 @@ class Driver:
 
     def ask(self) -> Proposal | None:
         """What to run next; None when nothing is left that may be run."""
-        if self._next < len(self._first):
-            chosen = self._first[self._next]
-            point = self._points[self._next] or {}
-            proposal = Proposal(number=self._next, configuration=chosen.configuration, origin=chosen.origin, point=point)
+        if self._due:
+            chosen, point = next(iter(self._due.values()))
+            proposal = Proposal(number=self._next, configuration=chosen.configuration, origin=chosen.origin, point=point or {})
         else:
             found = self._searched()
             if found is None:
@@ -107,6 +106,7 @@ class Driver:
     def begin(self, number: int, configuration: Configuration, point: Mapping[str, Scalar]) -> None:
         """Count a trial as running, so that nothing near it is proposed. `ask` does so itself; a resume has to."""
         self._next = max(self._next, number + 1)
+        self._due.pop(configuration.digest, None)
         self._begun[number] = Begun(configuration)
         self._numbers.setdefault(configuration.digest, number)
         entry = self._entry(number, point)
@@ -127,6 +127,7 @@ class Driver:
         """
         self._history.running.pop(record.number, None)
         self._next = max(self._next, record.number + 1)
+        self._due.pop(record.configuration.digest, None)
         found = score.as_score if isinstance(score, Reached) else score
         self._begun[record.number] = Begun(record.configuration, found.values if found else None)
         self._learn(record)

@@ -36,6 +36,21 @@ def test_the_default_named_by_the_user_is_run_once():
     assert [proposal.origin for proposal, *_ in told] == [Origin.DEFAULT, Origin.SEARCH]
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_default_measured_between_them_takes_no_named_configurations_place(resumed):
+    named = [Configuration(engine="recorded", values={"max_num_seqs": size}) for size in (64, 128)]
+    first = [First(configuration=one) for one in named]
+    driver = support.driver(first=first)
+    told = support.run(driver, 2)
+    if resumed:
+        driver = support.replay(support.driver(first=first), told)
+    assert driver.next_number == 2
+    driver.begin(2, Configuration(engine="recorded"), {})
+    proposal = driver.ask()
+    assert (proposal.number, proposal.configuration) == (3, named[1])
+    assert driver.ask().origin is Origin.SEARCH
+
+
 @pytest.mark.parametrize("sampler", ["auto", "random", "nsga2", "grid"])
 def test_a_resumed_search_goes_on_exactly(sampler):
     search = Search(sampler=sampler, seed=3, startup_trials=6)
