@@ -12,6 +12,7 @@ import difflib
 import importlib
 import json
 import os
+import pathlib
 import sys
 import types
 import typing
@@ -112,7 +113,7 @@ def read(algorithm: str, config: str, accelerate: str) -> dict[str, Any]:
     for holder in parsed:
         if dataclasses.is_dataclass(holder):
             values |= {field.name: plain(getattr(holder, field.name)) for field in dataclasses.fields(holder)}
-    with open(config) as file:
+    with pathlib.Path(config).open() as file:
         values["use_cpu"] = yaml.safe_load(file).get("use_cpu", False)
     launch = load_config_from_file(accelerate)
     return {"values": values, "processes": launch.num_processes, "distributed": str(launch.distributed_type)}
