@@ -16,6 +16,8 @@ MOST_OF_A_STEP = 0.6
 SLOW_REWARD = 0.2
 SLOW_SYNC = 0.15
 SLOW_UPKEEP = 0.15
+BUSY_CORE = 0.85
+"""A process that Python's lock keeps to one core, and that uses this much of it, makes others wait."""
 FLAT = 0.05
 """Samples per second that differ by less over all trials are flat."""
 ENOUGH_ROWS = 10
@@ -178,6 +180,20 @@ def _client_bound(measurement: Measurement) -> Finding | None:
     )
 
 
+def _frontend_bound(measurement: Measurement) -> Finding | None:
+    busy = [row for row in measurement.rows if row.metrics.get("frontend_cpu_share", 0.0) >= BUSY_CORE]
+    if not busy:
+        return None
+    worst = max(busy, key=lambda row: row.metrics["frontend_cpu_share"]).metrics
+    waiting = f", with {worst['queue_depth']:.0f} requests waiting inside the engine at most" if "queue_depth" in worst else ""
+    evidence = f"The engine's HTTP process used {worst['frontend_cpu_share']:.0%} of a core{waiting}."
+    remedy = (
+        "Tokens wait there to be parsed and sent, not for the GPU: raise api_server_count, or stream_interval where readers "
+        "can take several tokens at once."
+    )
+    return Finding(name="frontend-bound", evidence=evidence, remedy=remedy)
+
+
 def _preempted(measurement: Measurement) -> Finding | None:
     count = _highest(measurement, "preemptions")
     if not count:
@@ -217,6 +233,6 @@ def _one_seed(measurement: Measurement) -> list[Mapping[str, float]]:
 
 
 _RULES: tuple[Callable[[Measurement], Finding | None], ...] = (
-    _client_bound, _preempted, _kv_full, _queueing, _kl_running_away, _reward_flat, _reward_slow, _rollout_bound, _update_bound,
+    _client_bound, _frontend_bound, _preempted, _kv_full, _queueing, _kl_running_away, _reward_flat, _reward_slow, _rollout_bound, _update_bound,
     _sync_bound, _upkeep_bound, _answers_cut,
 )  # fmt: skip

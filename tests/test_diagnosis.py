@@ -74,6 +74,10 @@ def test_serving():
     )
     assert names(Measurement(rows=rows)) == ["preemptions", "kv-cache-full", "queueing"]
     assert names(Measurement(rows=rows[:1])) == []
+    busy = Row(level={"concurrency": 512}, metrics={"queue_depth": 0.0, "frontend_cpu_share": 0.97})
+    found = findings(Measured(measurement=Measurement(rows=(rows[0], busy))))
+    assert [one.name for one in found] == ["frontend-bound"]
+    assert "97% of a core, with 0 requests waiting" in found[0].evidence and "api_server_count" in found[0].remedy
     slow = Row(level={"request_rate": 9}, metrics={}, invalid="The load client was the bottleneck: it lagged 300 ms.")
     assert names(Measurement(rows=(slow,))) == ["client-bound"]
 

@@ -17,8 +17,8 @@ from autotune.workloads.base import Progress, RequestShape, Workload, WorkloadOp
 _DISTRIBUTIONS = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
 _PLAIN = (
     "requests_per_s", "sps", "output_tokens_per_s", "total_tokens_per_s", "tokens_per_s_per_user", "kv_cache_usage",
-    "preemptions", "prefix_cache_hit_rate", "queue_depth", "gpu_utilization",
-    "energy_joule_per_token",
+    "preemptions", "prefix_cache_hit_rate", "queue_depth", "frontend_cpu_share",
+    "gpu_utilization", "energy_joule_per_token",
 )  # fmt: skip
 SETTLE_S = 3.0
 """Added to each level in the estimate: the last requests' drain and the caches' reset."""

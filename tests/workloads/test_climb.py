@@ -120,6 +120,8 @@ def test_server_metrics_of_a_window():
         "kv_cache_usage": 0.5, "queue_depth": 9, "preemptions": 2, "prefix_cache_hit_rate": 0.75,
     }  # fmt: skip
     assert metrics_of([]) == {}
+    busy = [(10.0, {"process_cpu_seconds_total": 3.0}), (14.0, {"process_cpu_seconds_total": 6.6})]
+    assert metrics_of(busy) == {"frontend_cpu_share": pytest.approx(0.9)}
     assert "preemptions" not in metrics_of([(0.0, first)])
 
 

@@ -24,6 +24,8 @@ RUNNING = ("vllm:num_requests_running", "sglang:num_running_reqs")
 PREEMPTIONS = ("vllm:num_preemptions_total", "sglang:num_retracted_requests_total")
 CACHE_QUERIES = ("vllm:prefix_cache_queries_total", "sglang:prompt_tokens_total")
 CACHE_HITS = ("vllm:prefix_cache_hits_total", "sglang:cached_tokens_total")
+FRONTEND_CPU = ("process_cpu_seconds_total",)
+"""Prometheus' own series of the process that answers. One that shares its metrics with others does not offer it."""
 GENERATED = ("vllm:generation_tokens_total", "sglang:generation_tokens_total")
 
 _HIGHEST = frozenset(KV_USAGE)
@@ -87,6 +89,8 @@ def metrics_of(samples: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str
         found["preemptions"] = preempted
     if queries and hits is not None:
         found["prefix_cache_hit_rate"] = hits / queries
+    if (cpu_s := delta(samples, FRONTEND_CPU)) is not None and (wall_s := samples[-1][0] - samples[0][0]) > 0:
+        found["frontend_cpu_share"] = cpu_s / wall_s
     return found
 
 
