@@ -5,7 +5,7 @@
 #
 # A study that does not finish is interrupted, which keeps what it measured; the next call with the same store goes on. In a
 # store that does not know it, a study goes on from the ledger in studies/results, if one of its name is kept there.
-# OUT gets, for each study, its ledger (gzip; no raw requests) and the ends of its engine logs.
+# OUT gets, for each study, its ledger (gzip; no raw requests) and both ends of its engine logs.
 set -uo pipefail
 deadline=$((SECONDS + $1))
 out=$2
@@ -20,8 +20,12 @@ keep() { # NAME: what is worth carrying home
   gzip -9 -c "$folder/ledger.jsonl" >"$out/$1.ledger.jsonl.gz"
   logs=$(mktemp -d)
   for log in "$folder"/trials/*/{engine,training-*}.log; do
-    [ -f "$log" ] && grep -v '" 200 OK' "$log" | tail -n 400 | cut -c 1-400 >"$logs/$(basename "$(dirname "$log")")-$(basename "$log")"
+    [ -f "$log" ] || continue
+    grep -v '" 200 OK' "$log" | cut -c 1-400 >"$logs/whole"
+    awk -v lines="$(wc -l <"$logs/whole")" 'NR <= 150 || NR > lines - 300' "$logs/whole" \
+      >"$logs/$(basename "$(dirname "$log")")-$(basename "$log")"
   done
+  rm -f "$logs/whole"
   tar czf "$out/$1.logs.tar.gz" -C "$logs" . && rm -rf "$logs"
 }
 
