@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autotune import conditions
+from autotune import conditions, spaces
 from autotune.space import Choice, EngineSpace, FloatRange, IntRange, Space, SpaceFile
 from autotune.trial import Configuration
 
@@ -115,6 +115,20 @@ def test_the_default_outside_the_space_has_no_point():
     assert ONE.encode(Configuration(engine="vllm"), {**resolved, "max_num_seqs": 4096}) is None
     assert ONE.encode(Configuration(engine="vllm"), {**resolved, "max_num_seqs": 100}) is None
     assert ONE.encode(Configuration(engine="vllm"), {}) is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "default"),
+    [
+        ("vllm", "gpu_memory_utilization", 0.9),
+        ("vllm", "gpu_memory_utilization", 0.92),
+        ("trl_grpo", "vllm_gpu_memory_utilization", 0.3),
+        ("verl_ppo", "actor_rollout_ref.rollout.gpu_memory_utilization", 0.5),
+    ],
+)
+def test_the_steps_of_a_shipped_range_meet_the_engines_default(engine, name, default):
+    """Else the sampler learns nothing from the default, nor from what a study names without setting this."""
+    assert spaces.load(engine).parameters[name].encode(name, {name: default}) == default
 
 
 def test_digest_follows_ranges_not_descriptions():
