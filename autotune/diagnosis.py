@@ -233,6 +233,6 @@ def _one_seed(measurement: Measurement) -> list[Mapping[str, float]]:
 
 
 _RULES: tuple[Callable[[Measurement], Finding | None], ...] = (
-    _client_bound, _frontend_bound, _preempted, _kv_full, _queueing, _kl_running_away, _reward_flat, _reward_slow, _rollout_bound, _update_bound,
-    _sync_bound, _upkeep_bound, _answers_cut,
+    _client_bound, _frontend_bound, _preempted, _kv_full, _queueing, _kl_running_away, _reward_flat, _reward_slow,
+    _rollout_bound, _update_bound, _sync_bound, _upkeep_bound, _answers_cut,
 )  # fmt: skip

@@ -57,9 +57,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("preemptions", "count", "minimize", "row", "Requests preempted for lack of KV cache."),
     Metric("prefix_cache_hit_rate", "ratio", "maximize", "row", "Prompt tokens served from the prefix cache."),
     Metric("queue_depth", "requests", "minimize", "row", "Highest number of requests waiting inside the engine."),
-    Metric(
-        "frontend_cpu_share", "cores", "minimize", "row", "Cores that the engine's HTTP process used; near 1 Python's lock holds it up."
-    ),
+    Metric("frontend_cpu_share", "cores", "minimize", "row", "Cores that the engine's HTTP process used; near 1 it is the limit."),
     Metric("gpu_utilization", "ratio", "none", "row", "Mean share of time in which a kernel ran."),
     Metric("energy_joule_per_token", "J", "minimize", "row", "Board energy of the level over its generated tokens."),
     Metric("peak_gpu_memory_gib", "GiB", "minimize", "trial", "Highest GPU memory of the trial's process tree, sampled by NVML."),
