@@ -17,9 +17,13 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from autotune.errors import MissingPrerequisite
+from autotune.errors import MachineUnusable, MissingPrerequisite
 
 _CONNECT_S = 10.0
+_HEAD_S = 2.0
+_MESSAGE = 600
+"""Characters of Ray's own explanation."""
+_KIND = "accelerator_type:"
 HEAD = {"node:__internal_head__": 0.001}
 """What only the cluster's head has."""
 _INIT = {"namespace": "autotune", "log_to_driver": False, "logging_level": "ERROR"}
@@ -66,13 +70,45 @@ def nodes() -> Nodes:
 
 
 def slots(having: Nodes, gpus: int) -> int:
-    """How many trials that need so many GPUs on one node such nodes can run at once; without GPUs, one for each core."""
-    return sum(int(node.get("GPU", 0)) // gpus if gpus else int(node.get("CPU", 0)) for node in having.values())
+    """How many trials such nodes can run at once that each need a CPU and so many GPUs on one node."""
+    cpus = ((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in having.values())
+    return sum(min(cpu, gpu // gpus) if gpus else cpu for cpu, gpu in cpus)
 
 
 def largest(having: Nodes) -> int:
-    """GPUs of the node that has most."""
-    return max((int(node.get("GPU", 0)) for node in having.values()), default=0)
+    """GPUs of the node that has most, of those with a CPU for a trial."""
+    return max((int(node.get("GPU", 0)) for node in having.values() if node.get("CPU", 0) >= 1), default=0)
+
+
+def kinds(having: Nodes) -> list[str]:
+    """The kinds of GPU that Ray knows of."""
+    return sorted({name.removeprefix(_KIND) for node in having.values() for name in node if name.startswith(_KIND)})
+
+
+@contextlib.contextmanager
+def reached() -> Iterator[None]:
+    """Raises MachineUnusable when the cluster is gone."""
+    try:
+        yield
+    except Exception as error:
+        if ray.is_initialized() and not isinstance(error, (ConnectionError, ray.exceptions.RayError)):
+            raise
+        why = " ".join(str(error).split())[:_MESSAGE]
+        raise MachineUnusable(
+            f"The Ray cluster does not answer any more: {why} "
+            "Continue with the same command once it does; nothing measured was lost."
+        ) from error
+
+
+def head_answers() -> bool:
+    """Whether the cluster's head can be connected to. Ray's own calls wait for it, and end this process after a minute."""
+    if is_far():
+        return True
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    with contextlib.suppress(OSError):
+        socket.create_connection((host, int(port)), timeout=_HEAD_S).close()
+        return True
+    return False
 
 
 def is_far() -> bool:
@@ -93,8 +129,9 @@ def _joined(address: str) -> Membership:
     _reachable(address)
     try:
         ray.init(address=address, **_INIT)
-    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-        raise _no_cluster(address, str(error).splitlines()[0]) from error
+    except (ray.exceptions.RayError, OSError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise MissingPrerequisite(f"Cannot join the Ray cluster at {address}: {why[:_MESSAGE]}") from error
     return Membership(joined=True)
 
 
@@ -126,8 +163,4 @@ def _reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except OSError as error:
-        raise _no_cluster(address, f"{error}.") from error
-
-
-def _no_cluster(address: str, why: str) -> MissingPrerequisite:
-    return MissingPrerequisite(f"There is no Ray cluster at {address}: {why} Start one with: ray start --head")
+        raise MissingPrerequisite(f"There is no Ray cluster at {address}: {error}. Start one with: ray start --head") from error

@@ -12,11 +12,14 @@ from typing import Any, TypedDict
 import ray
 from ray import tune
 
+from autotune import gpu, proc
 from autotune.bar import Bar
 from autotune.engines.base import Engine
 from autotune.executors import _ray_node
 from autotune.trial import TrialJob
 from autotune.workloads.base import Workload
+
+_THREADS = "OMP_NUM_THREADS"
 
 
 class Order(TypedDict):
@@ -51,7 +54,8 @@ class Placed(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: Order, engines: Mapping[str, Engine], workload: Workload, home: _ray_node.Home) -> None:
         self._engines, self._workload = engines, workload
-        self._seat = _ray_node.Seat(home, [int(index) for index in ray.get_gpu_ids()])
+        _keep_own_threads()
+        self._seat = _ray_node.Seat(home, gpu.indices(ray.get_gpu_ids()))
         self.reset_config(config)
 
     def reset_config(self, new_config: Order) -> bool:
@@ -84,6 +88,12 @@ class Placed(tune.Trainable):  # type: ignore[misc]
         with contextlib.suppress(OSError):
             os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "/"))
         shutil.rmtree(self.logdir, ignore_errors=True)
+
+
+def _keep_own_threads() -> None:
+    """Ray limits what a worker starts to an OpenMP thread for each of the worker's CPUs; an engine has the node's, as anywhere."""
+    if proc.variable(int(os.environ.get("RAY_RAYLET_PID", "0")), _THREADS) is None:
+        os.environ.pop(_THREADS, None)
 
 
 def run_folder(folder: str) -> str:
