@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -69,10 +70,21 @@ def nodes() -> Nodes:
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
-def slots(having: Nodes, gpus: int) -> int:
-    """How many trials such nodes can run at once that each need a CPU and so many GPUs on one node."""
-    cpus = ((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in having.values())
-    return sum(min(cpu, gpu // gpus) if gpus else cpu for cpu, gpu in cpus)
+def slots(having: Nodes, gpus: int, cpus: int = 1) -> int:
+    """How many trials such nodes can run at once that each need so many GPUs and CPUs on one node."""
+    found = ((int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0))) for node in having.values())
+    return sum(min(cpu, gpu // gpus) if gpus else cpu for cpu, gpu in found)
+
+
+def cpus(having: Nodes, gpus: int, parallel: int | Literal["auto"]) -> int:
+    """CPUs that a trial asks for: one beside its GPUs. Without GPUs it computes on them: then all that the largest node has, or
+    its part of them where more trials than such nodes are to run at once."""
+    if gpus:
+        return 1
+    found = [int(node.get("CPU", 0)) for node in having.values()]
+    most = max(found, default=0)
+    each = 1 if parallel == "auto" else math.ceil(parallel / max(1, found.count(most)))
+    return max(1, most // each)
 
 
 def largest(having: Nodes) -> int:
@@ -91,11 +103,12 @@ def reached() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if ray.is_initialized() and not isinstance(error, (ConnectionError, ray.exceptions.RayError)):
+        remote = type(error).__module__.startswith("grpc")
+        if ray.is_initialized() and not remote and not isinstance(error, (ConnectionError, ray.exceptions.RayError)):
             raise
-        why = " ".join(str(error).split())[:_MESSAGE]
+        why = " ".join(str(getattr(error, "details", error.__str__)()).split())[:_MESSAGE]
         raise MachineUnusable(
-            f"The Ray cluster does not answer any more: {why} "
+            f"The Ray cluster does not answer any more ({why}). "
             "Continue with the same command once it does; nothing measured was lost."
         ) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Literal
 
 from autotune.advice import failed
 from autotune.executors import _ray_cluster
@@ -17,7 +18,8 @@ _PATIENCE_S = 600.0
 class Room:
     """Looks at the live nodes whenever it is asked. `notices` is what the user should know of them, for others to empty."""
 
-    def __init__(self) -> None:
+    def __init__(self, parallel: int | Literal["auto"]) -> None:
+        self._parallel = parallel
         self.notices: list[str] = []
         self._said: set[str] = set()
         self._nodes = set(_ray_cluster.nodes())
@@ -37,7 +39,15 @@ class Room:
         """How many trials of so many GPUs run at once; 0 when there is no node for one."""
         usable = self.usable()
         self._largest = max(self._largest, _ray_cluster.largest(usable))
-        return _ray_cluster.slots(usable, need)
+        return _ray_cluster.slots(usable, need, _ray_cluster.cpus(usable, need, self._parallel))
+
+    def cpus(self, need: int) -> int:
+        """CPUs that a trial of so many GPUs asks for."""
+        return _ray_cluster.cpus(self.usable(), need, self._parallel)
+
+    def fits(self, need: int, cpus: int) -> bool:
+        """Whether a trial that asked for so much when there were other nodes still finds it."""
+        return bool(_ray_cluster.slots(self.usable(), need, cpus))
 
     def may_have(self, need: int) -> bool:
         """Whether there is a node for a trial of so many GPUs, or one may still join."""

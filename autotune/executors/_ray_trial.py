@@ -28,15 +28,16 @@ class Order(TypedDict):
     key: str
     job: str
     gpus: int
+    cpus: int
     line: int
 
 
 class Group(tune.PlacementGroupFactory):  # type: ignore[misc]
     """One bundle, so that its GPUs are on one node. Those of another line count as different, however much alike."""
 
-    def __init__(self, gpus: int, line: int) -> None:
-        super().__init__([{"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}], strategy="STRICT_PACK")
-        self._means = gpus, line
+    def __init__(self, gpus: int, cpus: int, line: int) -> None:
+        super().__init__([{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}], strategy="STRICT_PACK")
+        self._means = gpus, cpus, line
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Group) and self._means == other._means
@@ -50,7 +51,7 @@ class Placed(tune.Trainable):  # type: ignore[misc]
 
     @classmethod
     def default_resource_request(cls, config: Order) -> Group:
-        return Group(config["gpus"], config["line"])
+        return Group(config["gpus"], config["cpus"], config["line"])
 
     def setup(self, config: Order, engines: Mapping[str, Engine], workload: Workload, home: _ray_node.Home) -> None:
         self._engines, self._workload = engines, workload

@@ -51,6 +51,7 @@ class _Trial:
 
     job: TrialJob
     need: int
+    cpus: int
     submitted: float = field(default_factory=time.monotonic)
     began_at: float | None = None
     """Seconds since the epoch."""
@@ -72,7 +73,7 @@ class RayExecutor(Executor):
         self._lines: Counter[int] = Counter()
         self._answered: deque[tuple[TrialJob, TrialRecord]] = deque()
         self._folders: set[str] = set()
-        self._room = Room()
+        self._room = Room(site.parallel)
 
     @property
     @_ray_cluster.reached()
@@ -94,8 +95,9 @@ class RayExecutor(Executor):
         if any(one.began_at is None and one.need != need for one in self._out.values()):
             self._lines[need] += 1
         key = f"{job.number}-{job.attempt}"
-        self._out[key] = _Trial(job, need)
-        self._placed().desk.order(Order(key=key, job=job.model_dump_json(), gpus=need, line=self._lines[need]))
+        one = self._out[key] = _Trial(job, need, self._room.cpus(need))
+        order = Order(key=key, job=job.model_dump_json(), gpus=need, cpus=one.cpus, line=self._lines[need])
+        self._placed().desk.order(order)
 
     @_ray_cluster.reached()
     def collect(self, timeout_s: float) -> TrialRecord | None:
@@ -168,6 +170,8 @@ class RayExecutor(Executor):
         for key, one in tuple(self._out.items()):
             if one.began_at is None and not self._room.may_have(one.need):
                 self._answer(key, self._room.refused(one.job, one.need))
+            elif one.began_at is None and not self._room.lacking and not self._room.fits(one.need, one.cpus):
+                self._lose(key, "The nodes with enough CPUs for the trial left the cluster before it began.")
             elif now >= one.deadline:
                 self._placed().desk.end(key)
                 self._lose(key, "The trial's worker was hung and was ended.")
