@@ -101,9 +101,9 @@ class Agenda:
         return self.plan.study.search.seed
 
     def key(self, configuration: Configuration) -> str | None:
-        """The trial cache's address; None when the engine is not known here."""
+        """The trial cache's address; None when the engine, or what the machine of its trials has, is not known here."""
         identity = self.plan.identities.get(configuration.engine)
-        if identity is None:
+        if identity is None or self.plan.study.executor.kind == "ray":
             return None
         engine = self.plan.engines[configuration.engine]
         return cache.trial_key(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from autotune.errors import AutotuneError
 from autotune.proc import Proc
 from autotune.sampling import TreeSampler
 
@@ -71,6 +72,14 @@ def devices() -> list[Device]:
         return found
     named = [part.strip() for part in visible.split(",") if part.strip()]
     return [device for device in found if any(_names(part, device) for part in named)]
+
+
+def indices(named: Iterable[int | str]) -> list[int]:
+    """NVML's indices of GPUs that are named as in CUDA_VISIBLE_DEVICES: by index, or by the beginning of their UUID.
+
+    Raises AutotuneError for one that NVML does not list.
+    """
+    return [_index(str(part)) for part in named]
 
 
 def visible(gpus: Sequence[int]) -> dict[str, str]:
@@ -221,6 +230,13 @@ def _device(index: int) -> Device | None:
     if handle is None or memory is None:
         return None
     return Device(index, _text(_ask("nvmlDeviceGetUUID", handle)), _text(_ask("nvmlDeviceGetName", handle)), int(memory.total))
+
+
+def _index(part: str) -> int:
+    found = [int(part)] if part.isdecimal() else [device.index for device in devices() if _names(part, device)]
+    if not found:
+        raise AutotuneError(f"NVML lists no GPU {part!r} on this machine.")
+    return found[0]
 
 
 def _text(value: Any) -> str:

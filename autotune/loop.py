@@ -27,6 +27,8 @@ class Loop:
         self.agenda, self.executor, self.interrupts, self.reporter, self.tracker = agenda, executor, interrupts, reporter, tracker
         self.faults: list[TrialRecord] = []
         """Attempts that the machine failed since anything else came of one."""
+        self.most = 0
+        """What ran at once when most did: a part of the machines that dies fails all of its trials together."""
 
     def run(self) -> None:
         """The search, then the finalists beside the default. Raises MachineUnusable, StoreUnwritable."""
@@ -42,6 +44,8 @@ class Loop:
     def work(self, source: Source) -> None:
         """Run what the source gives until it gives no more."""
         while not self.interrupts.now:
+            if self.interrupts.stopping:
+                self.executor.withdraw()
             self.fill(source)
             if not self.executor.running():
                 if not self.executor.capacity and not self.interrupts.stopping:
@@ -68,7 +72,8 @@ class Loop:
 
     def give_up(self) -> None:
         """A machine that fails every trial would fail the rest too. Raises MachineUnusable."""
-        if len(self.faults) >= max(_FAULTS, 2 * self.executor.capacity):
+        self.most = max(self.most, self.executor.capacity)
+        if len(self.faults) >= max(_FAULTS, 2 * self.most):
             assert isinstance(self.faults[-1].outcome, Failed)
             self.agenda.retries.give_up(self.faults)
             why = "; ".join(self.faults[-1].outcome.evidence[:2])

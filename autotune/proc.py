@@ -76,7 +76,12 @@ def table() -> dict[int, Proc]:
 
 def tag_of(pid: int) -> str | None:
     """The process's AUTOTUNE_TAG; None when it has none or belongs to somebody else."""
-    prefix = TAG_VARIABLE.encode() + b"="
+    return variable(pid, TAG_VARIABLE)
+
+
+def variable(pid: int, name: str) -> str | None:
+    """A variable of the environment that the process was started with; None when it has none or belongs to somebody else."""
+    prefix = name.encode() + b"="
     for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
         if entry.startswith(prefix):
             return entry[len(prefix) :].decode(errors="replace")

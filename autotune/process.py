@@ -56,7 +56,11 @@ __all__ = [
 _KEPT_SECRETS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 """Credentials that an engine may need, to fetch the model."""
 _DROPPED = ("AUTOTUNE_", "MLFLOW_", "PYTEST_", "TORCHELASTIC_")
-_DROPPED_NAMES = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONHOME"})
+_DROPPED_NAMES = frozenset(
+    {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONHOME"}
+    # An engine that uses Ray starts its own; the cluster that the study runs on has given its GPUs away already.
+    | {"RAY_ADDRESS", "RAY_JOB_ID", "RAY_RAYLET_PID"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from autotune import gpu, proc
+from autotune.errors import AutotuneError
 from autotune.leases import Leases
 
 sys.path.insert(0, str(Path(__file__).parent / "executors"))
@@ -45,6 +46,12 @@ def test_devices_are_those_that_the_driver_may_see(nvml, monkeypatch):
     for visible, expected in (("1", [1]), ("", []), (f"GPU-test-{os.getpid()}-0", [0]), ("7", [])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert [device.index for device in gpu.devices()] == expected
+
+
+def test_gpus_are_found_by_index_and_by_uuid(nvml):
+    assert gpu.indices([1, "0", f"GPU-test-{os.getpid()}-1"]) == [1, 0, 1]
+    with pytest.raises(AutotuneError, match="lists no GPU 'GPU-other'"):
+        gpu.indices(["GPU-other"])
 
 
 def test_a_lease_holds_against_other_drivers_and_leaves_no_file(nvml):

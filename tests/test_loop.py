@@ -10,8 +10,9 @@ from autotune.errors import MachineUnusable
 from autotune.executors.inline import InlineExecutor
 from autotune.ledger import read
 from autotune.live import Silent
+from autotune.loop import Loop
 from autotune.preview import preview
-from autotune.trial import Failed
+from autotune.trial import Configuration, Failed, FailureKind, Phase, TrialJob
 from autotune.workloads.recorded import RecordedWorkload
 
 STUDY = """\
@@ -83,3 +84,63 @@ def test_with_nothing_left_to_run_on_the_study_stops_and_does_not_count_as_over(
     monkeypatch.setattr(InlineExecutor, "capacity", property(lambda self: 0))
     with pytest.raises(MachineUnusable, match="Nothing is left"):
         run.run(plan, reporter=Silent())
+
+
+class Stopped:
+    """Ctrl-C has been pressed once."""
+
+    stopping, now = True, False
+
+
+class Shrinking:
+    """Runs one trial and has another waiting; what it runs on may go."""
+
+    capacity = 2
+
+    def __init__(self, trials):
+        self.begun, self.waiting = [trials[0]], list(trials[1:])
+
+    def running(self):
+        return (*self.begun, *self.waiting)
+
+    def withdraw(self):
+        self.waiting.clear()
+
+    def collect(self, timeout_s):
+        return self.begun.pop() if self.begun else None
+
+    def notices(self):
+        return []
+
+
+class Kept:
+    """An agenda that only counts."""
+
+    def __init__(self):
+        self.records = []
+
+    def finished(self, record):
+        self.records.append(record)
+
+
+def attempt(number):
+    job = TrialJob(number=number, configuration=Configuration(engine="recorded"))
+    return job.ended(Failed(kind=FailureKind.MACHINE_FAULT, phase=Phase.MEASURE, evidence=("gone",)))
+
+
+def test_after_a_first_interrupt_only_what_has_begun_is_awaited():
+    agenda = Kept()
+    Loop(agenda, Shrinking([attempt(0), attempt(1)]), Stopped(), Silent(), None).work(lambda: None)
+    assert [record.number for record in agenda.records] == [0]
+
+
+def test_trials_that_end_together_with_their_machine_do_not_end_the_study():
+    """Eight ran on a node that dies; the limit is not that of the few places which are left."""
+    places = Shrinking([attempt(0)])
+    loop = Loop(Kept(), places, Stopped(), Silent(), None)
+    places.capacity = 9
+    loop.give_up()
+    places.capacity = 1
+    for number in range(8):
+        loop.keep(attempt(number))
+    loop.give_up()

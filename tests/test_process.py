@@ -60,6 +60,13 @@ def test_a_process_has_a_session_a_tag_and_no_credentials(begin, monkeypatch, ta
     assert list(one.follow(0.02)) == [f"True {tag} None needed $(b)"]
 
 
+def test_an_engine_that_uses_ray_starts_its_own(monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_JOB_ID", "RAY_RAYLET_PID"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
+    assert {name for name in process.inherited_environment() if name.startswith("RAY_")} == {"RAY_DEDUP_LOGS"}
+
+
 def test_stop_ends_children_that_changed_session_and_ignore_term(begin, tag):
     grandchild = "import signal,time;signal.signal(signal.SIGTERM,signal.SIG_IGN);time.sleep(60)"
     one = begin(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -12,14 +13,18 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from autotune.errors import MissingPrerequisite
+from autotune.errors import MachineUnusable, MissingPrerequisite
 
 _CONNECT_S = 10.0
+_HEAD_S = 2.0
+_MESSAGE = 600
+"""Characters of Ray's own explanation."""
+_KIND = "accelerator_type:"
 HEAD = {"node:__internal_head__": 0.001}
 """What only the cluster's head has."""
 _INIT = {"namespace": "autotune", "log_to_driver": False, "logging_level": "ERROR"}
@@ -65,14 +70,58 @@ def nodes() -> Nodes:
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
-def slots(having: Nodes, gpus: int) -> int:
-    """How many trials that need so many GPUs on one node such nodes can run at once; without GPUs, one for each core."""
-    return sum(int(node.get("GPU", 0)) // gpus if gpus else int(node.get("CPU", 0)) for node in having.values())
+def slots(having: Nodes, gpus: int, cpus: int = 1) -> int:
+    """How many trials such nodes can run at once that each need so many GPUs and CPUs on one node."""
+    found = ((int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0))) for node in having.values())
+    return sum(min(cpu, gpu // gpus) if gpus else cpu for cpu, gpu in found)
+
+
+def cpus(having: Nodes, gpus: int, parallel: int | Literal["auto"]) -> int:
+    """CPUs that a trial asks for: one beside its GPUs. Without GPUs it computes on them: then all that the largest node has, or
+    its part of them where more trials than such nodes are to run at once."""
+    if gpus:
+        return 1
+    found = [int(node.get("CPU", 0)) for node in having.values()]
+    most = max(found, default=0)
+    each = 1 if parallel == "auto" else math.ceil(parallel / max(1, found.count(most)))
+    return max(1, most // each)
 
 
 def largest(having: Nodes) -> int:
-    """GPUs of the node that has most."""
-    return max((int(node.get("GPU", 0)) for node in having.values()), default=0)
+    """GPUs of the node that has most, of those with a CPU for a trial."""
+    return max((int(node.get("GPU", 0)) for node in having.values() if node.get("CPU", 0) >= 1), default=0)
+
+
+def kinds(having: Nodes) -> list[str]:
+    """The kinds of GPU that Ray knows of."""
+    return sorted({name.removeprefix(_KIND) for node in having.values() for name in node if name.startswith(_KIND)})
+
+
+@contextlib.contextmanager
+def reached() -> Iterator[None]:
+    """Raises MachineUnusable when the cluster is gone."""
+    try:
+        yield
+    except Exception as error:
+        remote = type(error).__module__.startswith("grpc")
+        if ray.is_initialized() and not remote and not isinstance(error, (ConnectionError, ray.exceptions.RayError)):
+            raise
+        why = " ".join(str(getattr(error, "details", error.__str__)()).split())[:_MESSAGE]
+        raise MachineUnusable(
+            f"The Ray cluster does not answer any more ({why}). "
+            "Continue with the same command once it does; nothing measured was lost."
+        ) from error
+
+
+def head_answers() -> bool:
+    """Whether the cluster's head can be connected to. Ray's own calls wait for it, and end this process after a minute."""
+    if is_far():
+        return True
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    with contextlib.suppress(OSError):
+        socket.create_connection((host, int(port)), timeout=_HEAD_S).close()
+        return True
+    return False
 
 
 def is_far() -> bool:
@@ -93,8 +142,9 @@ def _joined(address: str) -> Membership:
     _reachable(address)
     try:
         ray.init(address=address, **_INIT)
-    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-        raise _no_cluster(address, str(error).splitlines()[0]) from error
+    except (ray.exceptions.RayError, OSError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise MissingPrerequisite(f"Cannot join the Ray cluster at {address}: {why[:_MESSAGE]}") from error
     return Membership(joined=True)
 
 
@@ -126,8 +176,4 @@ def _reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except OSError as error:
-        raise _no_cluster(address, f"{error}.") from error
-
-
-def _no_cluster(address: str, why: str) -> MissingPrerequisite:
-    return MissingPrerequisite(f"There is no Ray cluster at {address}: {why} Start one with: ray start --head")
+        raise MissingPrerequisite(f"There is no Ray cluster at {address}: {error}. Start one with: ray start --head") from error

@@ -40,6 +40,7 @@ class Desk:
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._bars: queue.SimpleQueue[tuple[bool, Bar | None]] = queue.SimpleQueue()
         self._closed = threading.Event()
+        self._hung: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Tune pickles its parts into its snapshots, of which nothing is ever made again."""
@@ -58,6 +59,14 @@ class Desk:
     def give_bar(self, wanted: bool, bar: Bar | None) -> None:
         """From the driver: what the attempt that begins has to reach, or that nobody waits for it any more."""
         self._bars.put((wanted, bar))
+
+    def end(self, key: str) -> None:
+        """From the driver: kill the worker of an attempt that nobody waits for any more."""
+        self._hung.put(key)
+
+    def hung(self) -> str | None:
+        """To Tune: the next attempt to be killed."""
+        return self._hung.get() if not self._hung.empty() else None
 
     def close(self) -> None:
         """From the driver: end everything."""

@@ -1,7 +1,7 @@
 """What an attempt at a trial does on the node it is placed on; it knows nothing of Ray.
 
 It works in the scratch folder of its own process, whose name says whose it is. What a killed process leaves behind, folder
-and engine, is therefore found and ended by `clean`.
+and engine, is therefore found and ended by its warden, and by `clean` where that was killed too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from autotune import gpu, proc, process
+from autotune import gpu, proc, process, warden
 from autotune.bar import Bar
 from autotune.engines.base import Context, Engine
 from autotune.evaluate import evaluate
@@ -53,7 +53,7 @@ class Seat:
     def attempt(self, engine: Engine, workload: Workload, job: TrialJob, bar: Bar | None) -> Answer:
         """One attempt here, after ending what earlier ones of this store left. Raises only what `evaluate` raises."""
         clean(self.home.store)
-        assert self._idle is not None, "looked at while nothing runs"
+        assert self._warden is not None and self._idle is not None, "looked at while nothing runs"
         root = process.scratch_root()
         context = self._context(job, root, bar)
         try:
@@ -78,6 +78,10 @@ class Seat:
     def _idle(self) -> Mapping[int, int]:
         """Once for all trials of this process, so that what each of them leaves adds up."""
         return gpu.idle_baseline(self.gpus)
+
+    @cached_property
+    def _warden(self) -> process.Piped:
+        return warden.watch(Path(self.home.store))
 
     def _context(self, job: TrialJob, root: Path, bar: Bar | None) -> Context:
         return Context(
@@ -128,9 +132,12 @@ def packed(folder: Path) -> Files:
     """The ends of a folder's files, the smallest first, up to a limit in all."""
     files, room = Files(), _ALL_BYTES
     for path in sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size):
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - _FILE_BYTES))
-            content = stream.read(_FILE_BYTES)
+        try:
+            with path.open("rb") as stream:
+                stream.seek(max(0, path.stat().st_size - _FILE_BYTES))
+                content = stream.read(_FILE_BYTES)
+        except OSError:  # what cannot be read costs no measurement
+            continue
         if len(content) > room:
             break
         room -= len(content)

@@ -12,11 +12,14 @@ from typing import Any, TypedDict
 import ray
 from ray import tune
 
+from autotune import gpu, proc
 from autotune.bar import Bar
 from autotune.engines.base import Engine
 from autotune.executors import _ray_node
 from autotune.trial import TrialJob
 from autotune.workloads.base import Workload
+
+_THREADS = "OMP_NUM_THREADS"
 
 
 class Order(TypedDict):
@@ -25,15 +28,16 @@ class Order(TypedDict):
     key: str
     job: str
     gpus: int
+    cpus: int
     line: int
 
 
 class Group(tune.PlacementGroupFactory):  # type: ignore[misc]
     """One bundle, so that its GPUs are on one node. Those of another line count as different, however much alike."""
 
-    def __init__(self, gpus: int, line: int) -> None:
-        super().__init__([{"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}], strategy="STRICT_PACK")
-        self._means = gpus, line
+    def __init__(self, gpus: int, cpus: int, line: int) -> None:
+        super().__init__([{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}], strategy="STRICT_PACK")
+        self._means = gpus, cpus, line
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Group) and self._means == other._means
@@ -47,11 +51,12 @@ class Placed(tune.Trainable):  # type: ignore[misc]
 
     @classmethod
     def default_resource_request(cls, config: Order) -> Group:
-        return Group(config["gpus"], config["line"])
+        return Group(config["gpus"], config["cpus"], config["line"])
 
     def setup(self, config: Order, engines: Mapping[str, Engine], workload: Workload, home: _ray_node.Home) -> None:
         self._engines, self._workload = engines, workload
-        self._seat = _ray_node.Seat(home, [int(index) for index in ray.get_gpu_ids()])
+        _keep_own_threads()
+        self._seat = _ray_node.Seat(home, gpu.indices(ray.get_gpu_ids()))
         self.reset_config(config)
 
     def reset_config(self, new_config: Order) -> bool:
@@ -84,6 +89,12 @@ class Placed(tune.Trainable):  # type: ignore[misc]
         with contextlib.suppress(OSError):
             os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "/"))
         shutil.rmtree(self.logdir, ignore_errors=True)
+
+
+def _keep_own_threads() -> None:
+    """Ray limits what a worker starts to an OpenMP thread for each of the worker's CPUs; an engine has the node's, as anywhere."""
+    if proc.variable(int(os.environ.get("RAY_RAYLET_PID", "0")), _THREADS) is None:
+        os.environ.pop(_THREADS, None)
 
 
 def run_folder(folder: str) -> str:

@@ -91,11 +91,12 @@ class Listener(tune.Callback):  # type: ignore[misc]
             self._desk.tell(News("folder", trials[0].config["key"], run_folder(trials[0].local_path)))
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """When the driver closes, what runs is ended at once; Tune by itself would give it time to end."""
-        if self._desk.closed():
-            for actor in [trial.temporary_state.ray_actor for trial in trials]:
-                if actor is not None:
-                    ray.kill(actor)
+        """When the driver closes, what runs is ended at once, as is a hung attempt; Tune by itself would give it time to end."""
+        closed, hung = self._desk.closed(), self._desk.hung()
+        for trial in trials if closed or hung else []:
+            actor = trial.temporary_state.ray_actor
+            if actor is not None and (closed or trial.config["key"] == hung):
+                ray.kill(actor)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         wanted, bar = self._desk.begin(trial.config["key"])
@@ -167,7 +168,7 @@ class Placement:
             )
         except Exception as error:
             why = said(error)
-        with contextlib.suppress(ray.exceptions.RayError):
+        with contextlib.suppress(Exception):  # a cluster that is gone cannot be told across ray://
             self.desk.tell(News("ended", "", why))
 
 

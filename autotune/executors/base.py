@@ -26,6 +26,9 @@ from autotune.workloads.base import Workload
 Watch = Callable[[TrialJob, str, float], None]
 """Called with a running job, what it is doing, and the share of its workload that is done."""
 
+_OVERRUN_S = 300.0
+"""How far beyond its start time-out and twice its workload's own upper estimate a trial may go before its worker counts as hung."""
+
 MAX_PARALLEL = 4
 """Trials at once on one machine, unless the study asks for another number: more would disturb each other's clients."""
 
@@ -59,6 +62,11 @@ class Site:
     def gpus_needed(self, job: TrialJob) -> int:
         """GPUs the job must be leased."""
         return self.engines[job.configuration.engine].gpus_needed(job.configuration)
+
+    def patience_s(self, job: TrialJob) -> float:
+        """Seconds from its beginning after which a trial's worker counts as hung."""
+        options = self.engines[job.configuration.engine].options
+        return options.start_timeout_s + options.stop_timeout_s + 2 * self.workload.expected_seconds() + _OVERRUN_S
 
     def _scratch_name(self, job: TrialJob) -> str:
         """Short, whatever the study is called: engines put sockets there, whose paths may have 107 characters. Another study
@@ -110,6 +118,10 @@ class Executor(ABC):
     @abstractmethod
     def running(self) -> tuple[TrialJob, ...]:
         """Jobs that were submitted and not yet collected."""
+
+    def withdraw(self) -> None:
+        """Forget submitted jobs that have not begun: nothing new is to start."""
+        return
 
     @abstractmethod
     def close(self) -> None:

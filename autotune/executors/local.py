@@ -26,8 +26,6 @@ from autotune.trial import Configuration, FailureKind, Phase, TrialJob, TrialRec
 
 _CLOSE_S = 20.0
 """How long the workers get to stop their engines when the executor is closed, before everything is killed."""
-_OVERRUN_S = 300.0
-"""How far beyond its start time-out and twice its workload's own upper estimate a trial may go before its worker counts as hung."""
 
 _LEASE_POLL_S = 0.2
 """How often GPUs are asked for again while another driver of this machine holds them."""
@@ -106,6 +104,9 @@ class LocalExecutor(Executor):
         said, self._notices = self._notices, []
         return said
 
+    def withdraw(self) -> None:
+        self._waiting.clear()
+
     def close(self) -> None:
         atexit.unregister(self.close)
         self._waiting.clear()
@@ -161,14 +162,10 @@ class LocalExecutor(Executor):
         if place is None:
             arguments = (self.site.engines[job.configuration.engine], self.site.workload, order)
             place = opened(self.site, _worker.work, arguments, context, name=f"trial-{job.number}")
-        return _Running(**vars(place), job=job, slot=slot, share=share, deadline=time.monotonic() + self._patience_s(job))
+        return _Running(**vars(place), job=job, slot=slot, share=share, deadline=time.monotonic() + self.site.patience_s(job))
 
     def _idle_of(self, gpus: tuple[int, ...]) -> dict[int, int]:
         return {index: self._idle[index] for index in gpus if index in self._idle}
-
-    def _patience_s(self, job: TrialJob) -> float:
-        options = self.site.engines[job.configuration.engine].options
-        return options.start_timeout_s + options.stop_timeout_s + 2 * self.site.workload.expected_seconds() + _OVERRUN_S
 
     def _listen(self, one: _Running) -> bool:
         """Take in what the worker says; True once it will say no more."""

@@ -7,24 +7,27 @@ machine fault, which is tried again once like any other.
 A trial that ends leaves its group to the next one alike: while a dead node still counts as alive, Ray may place no new
 group anywhere. But one alike that came after a trial with other needs gets a new group, or the other would wait for ever.
 
-Ray does not end what a dead worker's children started. Engines carry a tag that names the worker as their driver, so the
-next trial on that node, and every node when the executor closes, ends what belongs to a worker that is gone.
+Ray does not end what a dead worker's children started. Engines carry a tag that names the worker as their driver: what
+belongs to a worker that is gone is ended by its warden, by the next trial on that node, and when the executor closes.
 
 Every node needs this package and the engine installed, in the same versions as the driver's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ray
 
 from autotune.advice import failed
+from autotune.errors import MachineUnusable
 from autotune.executors import _ray_cluster, _ray_node
-from autotune.executors._ray_desk import Held, News
+from autotune.executors._ray_desk import News
+from autotune.executors._ray_room import Room
 from autotune.executors._ray_trial import Order
 from autotune.executors._ray_tune import Placement
 from autotune.executors.base import Executor, Site
@@ -32,8 +35,12 @@ from autotune.trial import Configuration, FailureKind, Phase, TrialJob, TrialRec
 
 _CLOSE_S = 20.0
 """How long each node gets to end and remove what is left there."""
-_PATIENCE_S = 600.0
-"""How long a trial waits for a node with enough GPUs after the last one has died: clusters replace nodes."""
+_STALLED_S = 120.0
+_STALLED = "No trial has begun for minutes: the cluster's CPUs or GPUs are in use by others, or its workers start slowly."
+_HEADLESS = (
+    "The head of the Ray cluster does not answer. Ray ends this study when it stays away for a minute; continue it with the "
+    "same command once there is a cluster. Nothing measured was lost."
+)
 _AHEAD = 16
 """One trial in so many is queued ahead, so that a node that finishes need not wait for the driver."""
 
@@ -44,9 +51,12 @@ class _Trial:
 
     job: TrialJob
     need: int
+    cpus: int
+    submitted: float = field(default_factory=time.monotonic)
     began_at: float | None = None
     """Seconds since the epoch."""
-    homeless_since: float | None = None
+    deadline: float = math.inf
+    """When its worker counts as hung, by the monotonic clock."""
 
 
 class RayExecutor(Executor):
@@ -62,41 +72,41 @@ class RayExecutor(Executor):
         self._out: dict[str, _Trial] = {}
         self._lines: Counter[int] = Counter()
         self._answered: deque[tuple[TrialJob, TrialRecord]] = deque()
-        self._held: dict[str, Held] = {}
-        """GPUs whose memory an attempt did not give back, by the attempt's key."""
         self._folders: set[str] = set()
-        self._notices: list[str] = []
-        self._nodes = set(_ray_cluster.nodes())
-        self._largest = 0
+        self._room = Room(site.parallel)
 
     @property
+    @_ray_cluster.reached()
     def capacity(self) -> int:
         need = max(self.site.engines[kind].gpus_needed(Configuration(engine=kind)) for kind in self.site.engines)
-        slots = _ray_cluster.slots(self._usable(), need)
+        slots = self._room.slots(need)
+        if not slots:
+            return int(self._room.may_have(need))
         if isinstance(self.site.parallel, int):
             return min(slots, self.site.parallel)
         return slots + (slots + _AHEAD - 1) // _AHEAD
 
+    @_ray_cluster.reached()
     def submit(self, job: TrialJob) -> None:
-        need, largest = self.site.gpus_needed(job), _ray_cluster.largest(self._usable())
-        self._largest = max(self._largest, largest)
-        if need > largest:
-            self._answered.append((job, self._no_room(job, need)))
+        need = self.site.gpus_needed(job)
+        if self._room.beyond(need):
+            self._answered.append((job, self._room.refused(job, need)))
             return
         if any(one.began_at is None and one.need != need for one in self._out.values()):
             self._lines[need] += 1
         key = f"{job.number}-{job.attempt}"
-        self._out[key] = _Trial(job, need)
-        self._placed().desk.order(Order(key=key, job=job.model_dump_json(), gpus=need, line=self._lines[need]))
+        one = self._out[key] = _Trial(job, need, self._room.cpus(need))
+        order = Order(key=key, job=job.model_dump_json(), gpus=need, cpus=one.cpus, line=self._lines[need])
+        self._placed().desk.order(order)
 
+    @_ray_cluster.reached()
     def collect(self, timeout_s: float) -> TrialRecord | None:
         deadline = time.monotonic() + timeout_s
         while not self._answered:
             left = max(0.0, deadline - time.monotonic()) if self._out else 0.0
             news = self._placement.desk.heard(left) if self._placement is not None else None
             if news is None:
-                self._count_nodes()
-                self._give_up_homeless()
+                self._look_around()
                 break
             self._take_in(news)
         return self._answered.popleft()[1] if self._answered else None
@@ -105,17 +115,21 @@ class RayExecutor(Executor):
         return (*(one.job for one in self._out.values()), *(job for job, _ in self._answered))
 
     def notices(self) -> list[str]:
-        said, self._notices = self._notices, []
+        said, self._room.notices = self._room.notices, []
         return said
 
+    def withdraw(self) -> None:
+        for key in [key for key, one in self._out.items() if one.began_at is None]:
+            del self._out[key]
+
     def close(self) -> None:
-        if not ray.is_initialized():
-            return
-        self._end_tune()
+        if ray.is_initialized():
+            with contextlib.suppress(MachineUnusable), _ray_cluster.reached():
+                self._end_tune()
+                _ray_cluster.on_every_node(_ray_node.leave, self._home, tuple(self._folders), timeout_s=_CLOSE_S)
+            self._cluster.leave()
         self._out.clear()
-        _ray_cluster.on_every_node(_ray_node.leave, self._home, tuple(self._folders), timeout_s=_CLOSE_S)
         self.forget_scratch()
-        self._cluster.leave()
 
     def _placed(self) -> Placement:
         if self._placement is None:
@@ -128,13 +142,13 @@ class RayExecutor(Executor):
             case "began":
                 self._begin(one)
             case "held":
-                self._hold(news.key, news.content)
+                self._room.hold(news.key, news.content)
             case "record" if one is not None:
                 self._answer(news.key, self._kept(one.job, news.content))
             case "lost":
-                self._held.pop(news.key, None)
-                self._count_nodes()
-                self._lose(news.key, news.content)
+                self._room.let_go(news.key)
+                self._room.look_around()
+                self._lose(news.key, f"Ray lost the trial: {news.content}")
             case "folder":
                 self._folders.add(news.content)
             case "ended":
@@ -143,50 +157,38 @@ class RayExecutor(Executor):
     def _begin(self, one: _Trial | None) -> None:
         assert self._placement is not None
         if one is not None:
-            one.began_at = time.time()
+            one.began_at, one.deadline = time.time(), time.monotonic() + self.site.patience_s(one.job)
         self._placement.desk.give_bar(one is not None, None if one is None else self.site.bar(one.job))
 
-    def _hold(self, key: str, held: Held) -> None:
-        """Tune keeps the group of such a trial, so that nothing else is placed there."""
-        if held.messages and key not in self._held:
-            self._held[key] = held
-            self._notices += [f"On {held.host}: {message}" for message in held.messages]
-        elif not held.messages and self._held.pop(key, None) is not None:
-            self._notices.append(f"On {held.host}: the memory of a trial's GPUs is back after all; they are used again.")
-
-    def _usable(self) -> dict[str, Mapping[str, float]]:
-        """What each live node has, without the GPUs whose memory is not back."""
-        found = _ray_cluster.nodes()
-        for held in self._held.values():
-            if held.node in found:
-                found[held.node] = {**found[held.node], "GPU": found[held.node].get("GPU", 0) - held.gpus}
-        return found
-
-    def _give_up_homeless(self) -> None:
-        """Answer trials that have long been too large for every node that is left: Ray would wait for ever."""
-        largest, now = _ray_cluster.largest(self._usable()), time.monotonic()
+    def _look_around(self) -> None:
+        """Answer trials for which no node has been large enough for long, and those that are hung: Ray would wait for ever."""
+        if not _ray_cluster.head_answers():
+            self._room.say_once(_HEADLESS)
+            return
+        self._room.look_around()
+        now = time.monotonic()
         for key, one in tuple(self._out.items()):
-            homeless = one.need > largest and one.began_at is None
-            one.homeless_since = (one.homeless_since or now) if homeless else None
-            if one.homeless_since is not None and now - one.homeless_since >= _PATIENCE_S:
-                self._answer(key, self._no_room(one.job, one.need))
-
-    def _no_room(self, job: TrialJob, need: int) -> TrialRecord:
-        """More than the cluster ever had is the configuration's fault; more than is left of it is the machines'."""
-        largest = _ray_cluster.largest(self._usable())
-        reason = f"The configuration needs {need} GPUs on one node, and the largest node has {largest}."
-        kind = FailureKind.REJECTED if need > self._largest else FailureKind.MACHINE_FAULT
-        return job.ended(failed(kind, Phase.CHECK, reason))
+            if one.began_at is None and not self._room.may_have(one.need):
+                self._answer(key, self._room.refused(one.job, one.need))
+            elif one.began_at is None and not self._room.lacking and not self._room.fits(one.need, one.cpus):
+                self._lose(key, "The nodes with enough CPUs for the trial left the cluster before it began.")
+            elif now >= one.deadline:
+                self._placed().desk.end(key)
+                self._lose(key, "The trial's worker was hung and was ended.")
+        waiting = [one.submitted for one in self._out.values() if one.began_at is None]
+        if 0 < len(waiting) == len(self._out) and now - min(waiting) >= _STALLED_S and not self._room.lacking:
+            self._room.say_once(_STALLED)
 
     def _answer(self, key: str, record: TrialRecord) -> None:
         self._answered.append((self._out.pop(key).job, record))
 
     def _lose(self, key: str, why: str) -> None:
         if (one := self._out.get(key)) is not None:
-            record = one.job.ended(
-                failed(FailureKind.MACHINE_FAULT, Phase.MEASURE, f"Ray lost the trial: {why}"), one.began_at or time.time()
-            )
-            self._answer(key, record)
+            now = time.time()
+            record = one.job.ended(failed(FailureKind.MACHINE_FAULT, Phase.MEASURE, why), one.began_at or now)
+            # How the seconds divide nobody knows any more, but they were spent.
+            spent = {Phase.MEASURE.value: now - one.began_at} if one.began_at is not None else {}
+            self._answer(key, record.model_copy(update={"seconds": spent}))
 
     def _end_tune(self) -> None:
         if self._placement is None:
@@ -201,24 +203,23 @@ class RayExecutor(Executor):
     def _start_over(self, why: str) -> None:
         """Without Tune's loop nothing of what is out comes back; the next trial starts a new one."""
         self._end_tune()
-        self._held.clear()
+        self._room.let_go()
         for key in tuple(self._out):
-            self._lose(key, f"Ray Tune ended: {why}")
+            self._lose(key, f"Ray lost the trial: Ray Tune ended: {why}")
 
     def _kept(self, job: TrialJob, answer: _ray_node.Answer) -> TrialRecord:
         """The record of a trial whose files are now in the store."""
         text, files = answer
         folder = self.site.context(job).folder
-        _ray_node.unpack(folder, files)
-        return TrialRecord.model_validate_json(text).model_copy(update={"folder": str(folder)})
-
-    def _count_nodes(self) -> None:
-        now = set(_ray_cluster.nodes())
-        if gone := len(self._nodes - now):
-            self._notices.append(f"{gone} of the cluster's nodes left it; their trials are run again elsewhere.")
-        if come := len(now - self._nodes):
-            self._notices.append(f"{come} nodes joined the cluster.")
-        self._nodes = now
+        try:
+            _ray_node.unpack(folder, files)
+        except OSError as error:
+            self._room.notices.append(f"The files of trial {job.number} could not be kept in {folder}: {error.strerror}.")
+        try:
+            return TrialRecord.model_validate_json(text).model_copy(update={"folder": str(folder)})
+        except ValueError:
+            reason = "A node answered with a record that is not understood here. Install the same version of autotune on all nodes."
+            return job.ended(failed(FailureKind.MACHINE_FAULT, Phase.MEASURE, reason), time.time())
 
 
 executor = RayExecutor

@@ -119,7 +119,7 @@ def test_a_worker_that_cannot_be_started_is_a_machine_fault(make, monkeypatch):
 
 
 def test_a_hung_worker_is_ended_at_its_deadline(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(LOCAL, "_OVERRUN_S", -20.0)
+    monkeypatch.setattr("autotune.executors.base._OVERRUN_S", -20.0)
     with make() as executor:
         executor.submit(job(0, start_s=30))
         wait_until(lambda: leftovers(tmp_path))

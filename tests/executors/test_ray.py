@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune import executors, process
+from autotune import executors, proc, process
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
 from autotune.errors import MissingPrerequisite
 from autotune.executors.base import Site
@@ -32,6 +32,7 @@ count = importlib.import_module("autotune_fakes.workload")
 
 tunes = importlib.import_module("autotune.executors._ray_tune")
 desks = importlib.import_module("autotune.executors._ray_desk")
+rooms = importlib.import_module("autotune.executors._ray_room")
 Held, News = desks.Held, desks.News
 
 pytestmark = [
@@ -75,6 +76,7 @@ def cluster(temporary, memory, far_port):
         folders = [str(TESTS / "fakes"), str(TESTS / "fakes" / "nvml"), os.environ.get("PYTHONPATH", "")]
         patch.setenv("PYTHONPATH", os.pathsep.join(folders))
         patch.setenv("FAKE_NVML", str(memory))
+        patch.delenv("OMP_NUM_THREADS", raising=False)
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -198,6 +200,7 @@ def test_an_engine_whose_node_died_is_ended_by_the_next_trial_there(cluster, add
     cluster.remove_node(node, allow_graceful=False)
     (lost,) = contract.collect_all(executor, 1, 120.0)
     assert lost.outcome.kind is FailureKind.MACHINE_FAULT and lost.attempt == 1
+    assert lost.seconds["measure"] > 0, "what it took counts against the budget"
     add_node(1)
     executor.submit(contract.job(1, speed=100))
     (record,) = contract.collect_all(executor, 1, 120.0)
@@ -235,7 +238,7 @@ def test_a_trial_too_large_for_every_node_is_refused(cluster, add_node, make, by
 
 
 def test_a_trial_whose_only_node_died_does_not_wait_for_ever(cluster, add_node, make, by_speed, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("autotune.executors.ray"), "_PATIENCE_S", 3.0)
+    monkeypatch.setattr(rooms, "_PATIENCE_S", 3.0)
     node = add_node(2)
     with make() as executor:
         executor.submit(contract.job(0, speed=200, start_s=80))
@@ -265,18 +268,20 @@ def test_the_next_trial_begins_once_the_memory_of_its_gpu_is_back(add_node, make
     assert isinstance(record.outcome, Measured) and 1 in asked
 
 
-def test_gpus_whose_memory_is_held_take_no_trials(add_node, make, by_speed):
+def test_gpus_whose_memory_is_held_take_no_trials(add_node, make, by_speed, monkeypatch):
+    monkeypatch.setattr(rooms, "_PATIENCE_S", 0.0)
     add_node(2)
     with make() as executor:
         # Nodes of earlier tests count as alive for a while.
-        wait_until(lambda: sum(has.get("GPU", 0) for has in executor._usable().values()) == 2)
-        node = next(node for node, has in executor._usable().items() if has.get("GPU"))
+        wait_until(lambda: sum(has.get("GPU", 0) for has in executor._room.usable().values()) == 2)
+        node = next(node for node, has in executor._room.usable().items() if has.get("GPU"))
         held = News("held", "0-1", Held(node, "a-node", 2, ("GPU 0 is quarantined: 4.9 GiB",)))
         before = executor.capacity
         executor._take_in(held)
         executor._take_in(held)
         assert executor.notices() == ["On a-node: GPU 0 is quarantined: 4.9 GiB"]
         assert executor.capacity == 0 < before
+        assert "No node of the cluster has 1 GPUs" in executor.notices()[0]
         executor._take_in(held._replace(content=held.content._replace(messages=())))
         assert executor.capacity == before and "used again" in executor.notices()[0]
 
@@ -297,6 +302,73 @@ def test_trials_are_run_again_when_tunes_own_loop_ends(make, monkeypatch, tmp_pa
         executor.submit(contract.job(2))
         (record,) = contract.collect_all(executor, 1)
     assert isinstance(record.outcome, Measured)
+
+
+def test_an_engine_has_the_threads_of_its_node_and_not_of_its_bundle(make, tmp_path):
+    """Ray sets OMP_NUM_THREADS in its workers, which would slow down whatever computes on cores there."""
+    with make() as executor:
+        executor.submit(contract.job(0, start_s=60))
+        wait_until(lambda: executor.collect(0.1) or len(contract.leftovers(tmp_path)) == 2)
+        assert [proc.variable(pid, "OMP_NUM_THREADS") for pid in contract.leftovers(tmp_path)] == [None, None]
+
+
+def test_what_a_killed_worker_leaves_is_ended_without_another_trial(make, tmp_path, temporary):
+    with make() as executor:
+        executor.submit(contract.job(0, mode="stubborn", start_s=60))
+        wait_until(lambda: executor.collect(0.1) or len(contract.leftovers(tmp_path)) == 2)
+        time.sleep(1.0)
+        os.kill(proc.parse_tag(proc.tag_of(contract.leftovers(tmp_path)[0])).driver, signal.SIGKILL)
+        wait_until(lambda: not contract.leftovers(tmp_path) and not scratch_folders(temporary))
+
+
+def test_a_hung_worker_costs_its_trial_and_makes_room(make, monkeypatch, tmp_path):
+    with make(parallel=1) as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(Site, "patience_s", lambda self, job: 4.0)
+            executor.submit(contract.job(0, start_s=80))
+            (lost,) = contract.collect_all(executor, 1)
+        assert lost.outcome.kind is FailureKind.MACHINE_FAULT and "hung" in lost.outcome.evidence[0]
+        wait_until(lambda: not contract.leftovers(tmp_path))
+        executor.submit(contract.job(1))
+        (record,) = contract.collect_all(executor, 1)
+        assert record.number == 1 and isinstance(record.outcome, Measured)
+
+
+def test_what_is_withdrawn_never_begins(make, add_node, by_speed, tmp_path):
+    add_node(1)
+    with make() as executor:
+        executor.submit(contract.job(0, speed=100, start_s=6))
+        executor.submit(contract.job(1, speed=100))
+        wait_until(lambda: executor.collect(0.1) or contract.leftovers(tmp_path))
+        executor.withdraw()
+        assert [job.number for job in executor.running()] == [0]
+        (record,) = contract.collect_all(executor, 1)
+        assert record.number == 0 and isinstance(record.outcome, Measured)
+        executor.submit(contract.job(2, speed=100))
+        assert [one.number for one in contract.collect_all(executor, 1)] == [2]
+    assert not (tmp_path / "s" / "trials" / "0001-1").exists()
+
+
+def test_a_trial_waits_for_the_first_node_that_can_run_it(make, add_node, by_speed):
+    """A driver may begin before the cluster's GPU nodes have joined."""
+    with make() as executor:
+        wait_until(lambda: not any(has.get("GPU") for has in executor._room.usable().values()))
+        assert executor.capacity == 1
+        executor.submit(contract.job(0, speed=100))
+        assert executor.collect(1.0) is None and "wait 10 minutes for one to join" in executor.notices()[0]
+        add_node(1)
+        (record,) = contract.collect_all(executor, 1, 120.0)
+    assert isinstance(record.outcome, Measured)
+
+
+def test_files_that_cannot_be_kept_undo_no_measurement(make, tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "trials").write_text("in the way")
+    with make() as executor:
+        executor.submit(contract.job(0))
+        (record,) = contract.collect_all(executor, 1)
+        assert isinstance(record.outcome, Measured)
+        assert any("files of trial 0 could not be kept" in notice for notice in executor.notices())
 
 
 def test_files_of_a_trial_come_back_to_the_store(make, tmp_path, temporary):
@@ -368,6 +440,38 @@ def test_a_study_outside_the_cluster_reaches_it_across_ray_client(cluster, far_p
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert (tmp_path / "store" / "alone" / "trials" / "0002-1").is_dir()
     assert scratch_folders(temporary) == [] and of_tune(temporary) == []
+
+
+def test_a_study_outside_the_cluster_says_so_when_the_cluster_is_gone(tmp_path, temporary, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    port = process.free_port()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    own = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": port, "object_store_memory": 80 << 20}
+    text = STUDY.replace("{kind: ray}", f"{{kind: ray, address: 'ray://127.0.0.1:{port}'}}").replace(
+        "{kind: recorded}\nwork", "{kind: recorded, pace: 1.0}\nwork"
+    )
+    (tmp_path / "study.yaml").write_text(text)
+    argv = [sys.executable, "-m", "autotune.cli", "run", str(tmp_path / "study.yaml"), "--store", str(tmp_path / "store")]
+    ledger = tmp_path / "store" / "alone" / "ledger.jsonl"
+    alone = Cluster(initialize_head=True, head_node_args=own)
+    try:
+        for _ in range(3):
+            with (tmp_path / "said").open("w") as said:
+                ran = subprocess.Popen(argv, stdout=said, stderr=subprocess.STDOUT)
+            deadline = time.monotonic() + 240
+            while ran.poll() is None and time.monotonic() < deadline and not (ledger.is_file() and '"begin"' in ledger.read_text()):
+                time.sleep(0.2)
+            if "Initialization failure" not in (tmp_path / "said").read_text():
+                break
+        time.sleep(5.0)
+        alone.shutdown()
+        assert ran.wait(240) == 6, (tmp_path / "said").read_text()
+    finally:
+        ran.kill()
+        alone.shutdown()
+    told = (tmp_path / "said").read_text()
+    assert "The Ray cluster does not answer any more" in told and "Traceback" not in told
 
 
 def processes_of(folder):

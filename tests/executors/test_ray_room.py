@@ -1,0 +1,67 @@
+"""What room a cluster has, and how joining one can fail, without a cluster."""
+
+import pytest
+
+ray = pytest.importorskip("ray")
+
+from autotune.errors import MissingPrerequisite  # noqa: E402
+from autotune.executors import _ray_cluster  # noqa: E402
+from autotune.executors._ray_room import Room  # noqa: E402
+
+NODES = {"a": {"CPU": 4.0, "GPU": 2.0}, "b": {"CPU": 0.0, "GPU": 8.0}, "c": {"CPU": 1.0, "GPU": 8.0}, "d": {"memory": 1.0}}
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    found = {}
+    monkeypatch.setattr(_ray_cluster, "nodes", lambda: dict(found))
+    return found
+
+
+def test_a_trial_needs_a_cpu_beside_its_gpus():
+    assert [_ray_cluster.slots(NODES, need) for need in (0, 1, 2, 8)] == [5, 3, 2, 1]
+    assert _ray_cluster.largest({"b": NODES["b"]}) == 0 and _ray_cluster.largest(NODES) == 8
+
+
+def test_a_trial_without_gpus_has_a_node_for_itself_unless_more_are_asked_for():
+    alike = {"head": {"CPU": 2.0}, "a": {"CPU": 16.0}, "b": {"CPU": 16.0}}
+    assert [_ray_cluster.cpus(alike, 0, parallel) for parallel in ("auto", 1, 2, 3, 8, 64)] == [16, 16, 16, 8, 4, 1]
+    assert _ray_cluster.slots(alike, 0, 16) == 2 and _ray_cluster.slots(alike, 0, 4) == 8
+    assert _ray_cluster.cpus(NODES, 2, "auto") == 1 and _ray_cluster.cpus({}, 0, "auto") == 1
+
+
+def test_what_no_node_has_had_is_beyond_only_once_there_were_gpus(nodes):
+    room = Room("auto")
+    assert not room.beyond(4) and room.may_have(4)
+    nodes["a"] = NODES["a"]
+    assert room.beyond(4) and not room.beyond(2)
+    nodes.clear()
+    assert room.beyond(4) and not room.beyond(2)
+
+
+def test_patience_begins_anew_when_a_node_has_joined_meanwhile(nodes, monkeypatch):
+    room = Room("auto")
+    monkeypatch.setattr("autotune.executors._ray_room._PATIENCE_S", 0.0)
+    assert not room.may_have(2) and room.lacking
+    nodes["a"] = NODES["a"]
+    room.look_around()
+    assert not room.lacking and room.notices[-1] == "A node joined the cluster."
+
+
+def test_different_gpus_are_told_once(nodes):
+    nodes.update({"a": {"GPU": 1.0, "accelerator_type:T4": 1.0}, "b": {"GPU": 1.0, "accelerator_type:H100": 1.0}})
+    room = Room("auto")
+    room.look_around()
+    room.look_around()
+    assert room.notices == ["The cluster has different GPUs: H100, T4. Trials on one do not compare with trials on another."]
+
+
+def test_other_versions_than_the_cluster_s_are_told_whole(monkeypatch):
+    def init(**options):
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.1.0\n    Python: 3.12.1\nThis process")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(MissingPrerequisite) as raised:
+        _ray_cluster.join("auto")
+    assert str(raised.value).startswith("Cannot join the Ray cluster at auto: Version mismatch")
+    assert "Ray: 2.1.0" in str(raised.value) and "There is no Ray cluster" not in str(raised.value)
