@@ -25,7 +25,7 @@ from autotune.errors import AutotuneError, MissingPrerequisite
 from autotune.logs import LogReader, tail
 from autotune.ports import answers_for, free_port, port_listener, wait_gone
 from autotune.proc import TAG_VARIABLE, Proc, make_tag, tagged
-from autotune.reaper import Reaped, reap, scratch_root
+from autotune.reaper import Reaped, make_apart, reap, scratch_root
 from autotune.resident import PeakMemory, tree_memory_bytes
 from autotune.secrets import is_secret_name
 
@@ -41,6 +41,7 @@ __all__ = [
     "environment",
     "free_port",
     "inherited_environment",
+    "make_apart",
     "make_tag",
     "port_listener",
     "reap",

@@ -248,3 +248,16 @@ def test_a_scratch_folder_is_closed_to_others_and_never_a_strangers(tmp_path, mo
     root.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(AutotuneError, match="belongs to somebody else"):
         process.scratch_root()
+
+
+def test_a_folder_apart_is_removed_once_its_driver_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = process.make_tag(tmp_path, "s", 1)
+    me = proc.look(os.getpid())
+    gone = mine.replace(f":{me.pid}:{me.start}:", f":{me.pid}:{me.start - 1}:")
+    for name, tag in (("at-mine", mine), ("at-gone", gone), ("at-strange", "at1:what"), ("other", gone)):
+        process.make_apart(tmp_path / name, tag)
+    (tmp_path / "at-nobodys").mkdir()
+    (tmp_path / "at-link").symlink_to(tmp_path / "other")
+    process.reap(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"at-mine", "at-strange", "other", "at-nobodys", "at-link"}
