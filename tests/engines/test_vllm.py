@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 
 import pytest
@@ -147,3 +148,20 @@ def test_a_forked_worker_gets_the_cores_that_vllm_chose(tmp_path):
     )
     done = process.run([sys.executable, "-c", code], 120)
     assert done.stdout.split() == ["True", "1"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("env", "forks"),
+    [
+        ({}, False),
+        ({"AUTOTUNE_FORK": "1"}, True),
+        ({"AUTOTUNE_FORK": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, False),
+        ({"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, False),
+    ],
+)
+def test_a_studys_own_way_to_start_processes_is_kept(monkeypatch, env, forks):
+    for name in ("AUTOTUNE_FORK", "VLLM_WORKER_MULTIPROC_METHOD"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert runpy.run_path(str(vllm._SERVE))["forks"]() is forks
