@@ -26,7 +26,7 @@ from autotune.logs import LogReader, tail
 from autotune.ports import answers_for, free_port, port_listener, wait_gone
 from autotune.proc import TAG_VARIABLE, Proc, make_tag, tagged
 from autotune.reaper import Reaped, make_apart, reap, scratch_root
-from autotune.resident import PeakMemory, tree_memory_bytes
+from autotune.resident import PeakMemory, nameless_segments, tree_memory_bytes
 from autotune.secrets import is_secret_name
 
 __all__ = [
@@ -128,7 +128,11 @@ class Process:
         with self._lock:
             if self.report is None or self.members():
                 before = time.monotonic()
+                # Those that would remove them are often killed by their own parents on the way out.
+                shared = nameless_segments(one.pid for one in self.members())
                 killed, survivors = end(self.members, self.pid, grace_s, reap_child=self.popen.poll)
+                for path in () if survivors else shared:
+                    path.unlink(missing_ok=True)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.popen.wait(0.0 if survivors else 5.0)
                 self.report = StopReport(time.monotonic() - before, self.popen.poll(), killed, survivors)
