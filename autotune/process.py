@@ -132,7 +132,8 @@ class Process:
                 shared = nameless_segments(one.pid for one in self.members())
                 killed, survivors = end(self.members, self.pid, grace_s, reap_child=self.popen.poll)
                 for path in () if survivors else shared:
-                    path.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        path.unlink()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.popen.wait(0.0 if survivors else 5.0)
                 self.report = StopReport(time.monotonic() - before, self.popen.poll(), killed, survivors)
