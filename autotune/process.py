@@ -25,8 +25,8 @@ from autotune.errors import AutotuneError, MissingPrerequisite
 from autotune.logs import LogReader, tail
 from autotune.ports import answers_for, free_port, port_listener, wait_gone
 from autotune.proc import TAG_VARIABLE, Proc, make_tag, tagged
-from autotune.reaper import Reaped, reap, scratch_root
-from autotune.resident import PeakMemory, tree_memory_bytes
+from autotune.reaper import Reaped, make_apart, reap, scratch_root
+from autotune.resident import PeakMemory, nameless_segments, tree_memory_bytes
 from autotune.secrets import is_secret_name
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "environment",
     "free_port",
     "inherited_environment",
+    "make_apart",
     "make_tag",
     "port_listener",
     "reap",
@@ -131,7 +132,12 @@ class Process:
         with self._lock:
             if self.report is None or self.members():
                 before = time.monotonic()
+                # Those that would remove them are often killed by their own parents on the way out.
+                shared = nameless_segments(one.pid for one in self.members())
                 killed, survivors = end(self.members, self.pid, grace_s, reap_child=self.popen.poll)
+                for path in () if survivors else shared:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.popen.wait(0.0 if survivors else 5.0)
                 self.report = StopReport(time.monotonic() - before, self.popen.poll(), killed, survivors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -13,6 +14,8 @@ from autotune import proc
 from autotune.ending import end
 from autotune.errors import AutotuneError
 
+_OWNER = "autotune-tag"
+"""File in a folder outside the scratch folder that says whose it is."""
 _NO_TRIAL = {
     "standby": "an interpreter kept ready, or the trial launched in it,",
     "tracking": "the sender to the tracking server",
@@ -76,7 +79,21 @@ def scratch_root() -> Path:
     return path
 
 
+def make_apart(folder: Path, tag: str) -> None:
+    """Make a folder for temporary files whose paths would not fit into the scratch folder, so that `reap` knows whose it is.
+
+    Its name is `at-` and what tells it from others, below the folder for temporary files.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / _OWNER).write_text(tag)
+
+
 def _remove_orphaned_scratch() -> None:
+    for note in Path(tempfile.gettempdir()).glob(f"at-*/{_OWNER}"):
+        with contextlib.suppress(OSError, ValueError):
+            tag = proc.parse_tag(note.read_text())
+            if tag is not None and not proc.driver_alive(tag) and not note.parent.is_symlink():
+                shutil.rmtree(note.parent, ignore_errors=True)
     for folder in Path(tempfile.gettempdir()).glob("autotune-*-*-*"):
         parts = folder.name.split("-")[1:]
         if len(parts) != 3 or not all(part.isdecimal() for part in parts) or folder.is_symlink():

@@ -68,6 +68,21 @@ def pss_bytes(pids: Iterable[int]) -> int | None:
     return total
 
 
+def nameless_segments(pids: Iterable[int]) -> set[Path]:
+    """Files of shared memory that the processes map and that have no name but a random one (Python's `psm_`, SGLang's loads).
+
+    Once all of them have ended nobody can find such a file any more, and it holds memory until it is removed.
+    """
+    found = set[Path]()
+    for pid in pids:
+        try:
+            text = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+        except OSError:
+            continue
+        found |= {Path(name) for name in re.findall(r"/dev/shm/(?:psm_|sglang_loads_)[\w.]+(?=$)", text, re.MULTILINE)}
+    return found
+
+
 def _statm_rss(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE

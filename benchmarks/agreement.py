@@ -112,6 +112,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, float]]] = {"autotune": [], "vllm": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ["TMPDIR"] = name  # where the engine keeps its sockets, and leaves them
         cache = Path.home() / ".cache" / "autotune"
         tag = make_tag(folder, "agreement", 0)
         context = Context(study="agreement", trial=0, tag=tag, folder=folder, scratch=folder, cache=cache)

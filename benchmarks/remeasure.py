@@ -15,6 +15,7 @@ import argparse
 import datetime
 import json
 import math
+import os
 import random
 import sys
 import tempfile
@@ -174,6 +175,7 @@ def main() -> None:
     except AutotuneError as error:
         raise SystemExit(str(error)) from error
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["TMPDIR"] = folder  # where the engine keeps its sockets, and leaves them
         text = page(found, one, measured(arguments, found, one, Path(folder)))
     print(text)
     if arguments.out is not None:

@@ -32,6 +32,7 @@ def main() -> None:
     print(f"{datetime.date.today()}  {os.cpu_count()} cores  {arguments.study}\n")
     print("| workers | start | " + " | ".join(PHASES) + " | load | GiB |\n|---" + "|---:" * (len(PHASES) + 3) + "|")
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["TMPDIR"] = folder  # where engines keep sockets, and leave them
         for number in range(2 * arguments.rounds):
             print(row(section, bool(number % 2), Path(folder), number), flush=True)
 

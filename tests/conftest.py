@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,22 @@ def store_of_one_test() -> Iterator[None]:
     os.environ.pop("AUTOTUNE_STORE", None)
     if named is not None:
         os.environ["AUTOTUNE_STORE"] = named
+
+
+@pytest.fixture(autouse=True)
+def temporary_files_of_engines(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A real engine that a test opens by itself keeps its sockets where temporary files go, and leaves them there."""
+    if request.node.get_closest_marker("engine") is None:
+        yield
+        return
+    # Short, as a socket's path may have 107 characters; and asked for first, as the answer is kept for good.
+    place = tempfile.gettempdir()
+    with (
+        tempfile.TemporaryDirectory(prefix="at-", dir=place, ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as here,
+    ):
+        here.setenv("TMPDIR", folder)
+        yield
 
 
 ENGINE_TIMEOUT_S = 900

@@ -255,3 +255,43 @@ def test_a_scratch_folder_is_closed_to_others_and_never_a_strangers(tmp_path, mo
     root.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(AutotuneError, match="belongs to somebody else"):
         process.scratch_root()
+
+
+def test_a_folder_apart_is_removed_once_its_driver_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = process.make_tag(tmp_path, "s", 1)
+    me = proc.look(os.getpid())
+    gone = mine.replace(f":{me.pid}:{me.start}:", f":{me.pid}:{me.start - 1}:")
+    for name, tag in (("at-mine", mine), ("at-gone", gone), ("at-strange", "at1:what"), ("other", gone)):
+        process.make_apart(tmp_path / name, tag)
+    (tmp_path / "at-nobodys").mkdir()
+    (tmp_path / "at-link").symlink_to(tmp_path / "other")
+    process.reap(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"at-mine", "at-strange", "other", "at-nobodys", "at-link"}
+
+
+SHARED = """
+import os, signal, sys, time
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
+mine, named = SharedMemory(create=True, size=4096), SharedMemory("autotune_test", create=True, size=4096)
+print(mine.name, flush=True)
+os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)
+time.sleep(60)
+"""
+
+
+def test_shared_memory_that_nobody_can_find_any_more_is_removed(tmp_path):
+    log, kept = tmp_path / "log", Path("/dev/shm/autotune_test")
+    try:
+        with process.start([PYTHON, "-c", SHARED], env={}, cwd=tmp_path, log=log, tag=process.make_tag(tmp_path, "s", 1)) as one:
+            deadline = time.monotonic() + 30
+            while not log.read_text().endswith("\n"):
+                assert time.monotonic() < deadline and one.alive(), log.read_text()
+                time.sleep(0.02)
+            mine = Path("/dev/shm") / log.read_text().strip()
+            assert mine.exists()
+        assert not mine.exists()
+        assert kept.exists(), "one with a name of its own may be meant for others"
+    finally:
+        kept.unlink(missing_ok=True)

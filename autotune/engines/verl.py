@@ -224,7 +224,7 @@ class Verl(Engine):
     def open(self, launch: Launch, context: Context) -> Session:
         _learner_model.make(self.options.model, FAMILY, context.cache, _environment.interpreter(self.options.python))
         place = ray_folder(context)
-        place.mkdir(parents=True, exist_ok=True)
+        process.make_apart(place, context.tag)
         dialect = Dialect(
             reader(samples_per_step(launch.argv)),
             reseed,

@@ -12,6 +12,7 @@ from autotune.engines.base import Context
 from autotune.executors import _worker
 from autotune.executors._workplace import Workplace, opened
 from autotune.executors.base import Site
+from autotune.trial import TrialJob
 
 
 class Spares:
@@ -27,16 +28,19 @@ class Spares:
         """Whether any engine imports ahead."""
         return any(ahead is not None for ahead in self._ahead.values())
 
-    def prepare(self, slot: int, kind: str, share: Share, running: Context) -> None:
+    def prepare(self, slot: int, job: TrialJob, share: Share, running: Context) -> None:
         """Have a worker waiting for the trial after the one that is running, which is past its start.
 
         Without cores of its own an interpreter would take from what is measured: then only where the study insists.
         """
+        kind = job.configuration.engine
         ahead = self._ahead[kind]
         if (slot, kind) in self._waiting or ahead is None or not (share.standby or ahead.insist):
             return
         tag = process.make_tag(self._site.store, self._site.study, "standby")
-        scratch = running.scratch.with_name(f"{running.scratch.name}n")
+        # Named after the trial, not after its folder, which has such a name itself if the trial was given to one that waited.
+        own = self._site.scratch(job)
+        scratch = own.with_name(f"{own.name}n")
         context = running.model_copy(update={"tag": tag, "scratch": scratch})
         threads = len(share.engine or os.sched_getaffinity(0))
         arguments = (self._site.engines[kind], self._site.workload, ahead, context, share.standby, threads)

@@ -68,11 +68,11 @@ class Site:
         options = self.engines[job.configuration.engine].options
         return options.start_timeout_s + options.stop_timeout_s + 2 * self.workload.expected_seconds() + _OVERRUN_S
 
-    def _scratch_name(self, job: TrialJob) -> str:
+    def scratch(self, job: TrialJob) -> Path:
         """Short, whatever the study is called: engines put sockets there, whose paths may have 107 characters. Another study
         of the same process is told apart by its turn."""
         turn = _STUDIES.setdefault((self.store.resolve(), self.study), len(_STUDIES))
-        return f"{job.number}-{job.attempt}" + (f"-{turn}" if turn else "")
+        return process.scratch_root() / (f"{job.number}-{job.attempt}" + (f"-{turn}" if turn else ""))
 
     def context(self, job: TrialJob, gpus: Sequence[int] = (), cpus: Sequence[int] = ()) -> Context:
         """A context of its own for one attempt: tag, folder, scratch; made in the driver, whose life the tag carries."""
@@ -83,7 +83,7 @@ class Site:
             attempt=job.attempt,
             tag=process.make_tag(self.store, self.study, job.number, job.attempt),
             folder=(self.store / self.study / "trials" / name).resolve(),
-            scratch=process.scratch_root() / self._scratch_name(job),
+            scratch=self.scratch(job),
             cache=(self.store / ".cache").resolve(),
             gpus=tuple(gpus),
             cpus=tuple(cpus),

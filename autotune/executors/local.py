@@ -176,7 +176,7 @@ class LocalExecutor(Executor):
                 one.label = content[0]
                 self.site.watch(one.job, *content)
                 if one.label != "start":
-                    self._spares.prepare(one.slot, one.job.configuration.engine, one.share, one.context)
+                    self._spares.prepare(one.slot, one.job, one.share, one.context)
             elif kind == "record":
                 one.record = TrialRecord.model_validate_json(content)
             else:

@@ -36,6 +36,12 @@ if sys.argv[1] == "describe":
         "stdin": sys.stdin.read(), "buffered": sys.stdout.line_buffering, "forked": "heavy" in sys.modules,
         "drawn": random.random(), "descriptors": sorted(os.listdir("/proc/self/fd"), key=int),
     }, sys.stdout)
+elif sys.argv[1] == "ids":
+    import threading
+    from ray._raylet import NodeID
+    found = [NodeID.from_random().hex()]
+    one = threading.Thread(target=lambda: found.append(NodeID.from_random().hex())); one.start(); one.join()
+    print(json.dumps([found, "heavy" in sys.modules]))
 elif sys.argv[1] == "wait":
     print(os.getpid(), "heavy" in sys.modules, flush=True)
     time.sleep(float(sys.argv[2]))
@@ -135,6 +141,29 @@ print(json.dumps([forked, one()]))
 def test_each_worker_draws_random_numbers_of_its_own(drive):
     drawn = told(drive("print(json.dumps([described()['drawn'] for _ in range(3)]))"))
     assert len(set(drawn)) == 3
+
+
+IDS = """
+found = [json.loads(start("ids", "0").communicate()[0]) for _ in range(2)]
+print(json.dumps([found, described()["forked"]]))
+"""
+
+
+def test_each_worker_draws_ids_of_its_own_from_rays_native_code(drive, tmp_path):
+    """By the ids that its threads draw, a worker names what it puts into the object store that all of them share."""
+    (tmp_path / "actors.py").write_text("import ray\n@ray.remote\nclass One: pass\n")
+    found, forked = told(drive(IDS, shared=("ray", "actors"), modules=("heavy",)))
+    assert forked and all(was for _, was in found)
+    assert len({one for ids, _ in found for one in ids}) == 4
+
+
+@pytest.mark.parametrize("place", ["shared", "modules"])
+def test_where_rays_native_code_has_drawn_nothing_is_forked(drive, tmp_path, place):
+    (tmp_path / "draws.py").write_text("from ray._raylet import NodeID\nNodeID.from_random()\n")
+    ran = drive(IDS, **{"shared": ("ray",), "modules": ("heavy",), place: ("ray", "heavy", "draws")})
+    found, forked = told(ran)
+    assert not forked and len({one for ids, _ in found for one in ids}) == 4
+    assert "every worker would draw again" in ran.stderr
 
 
 def test_a_client_ends_as_its_child_did(drive):

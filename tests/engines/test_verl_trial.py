@@ -3,10 +3,18 @@
 import asyncio
 import importlib
 import inspect
+import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from autotune import process
+from autotune.engines.verl import CPU_FOLDER, TRIAL_FOLDER
+
+PYTHON = Path(__file__).parents[2] / ".venvs" / "verl" / "bin" / "python"
+needs_verl = pytest.mark.skipif(not PYTHON.exists(), reason="verl has an environment of its own: make engine-verl")
 
 
 def test_a_module_is_patched_right_after_its_first_import(trial, tmp_path, monkeypatch):
@@ -100,3 +108,60 @@ def test_rewards_are_added_to_a_steps_metrics(trial):
     metrics = {}
     Trainer()._compute_metrics(batch, metrics, {}, 1, 0)
     assert metrics == {"own": 1, "autotune/reward_std": 0.0, "autotune/zero_std_ratio": 1.0, "autotune/reward/valid": 0.5}
+
+
+HAND_OVER = """
+import asyncio, importlib.util, json, os, sys, time
+from pathlib import Path
+import torch, verl, verl.workers.rollout.utils
+import autotune_verl_trial as trial
+
+file = Path(verl.__file__).parent / "workers/rollout/vllm_rollout/bucketed_weight_transfer.py"
+spec = importlib.util.spec_from_file_location("transfer", file)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+trial.hand_over_apart(module)
+handle = f"ipc:///tmp/rl-colocate-zmq-{os.getpid()}.sock"
+
+def receive(number):
+    got = []
+    one = module.BucketedWeightReceiver(handle, torch.device("cpu"), use_shm=True)
+    one.receive_weights(lambda weights, last: got.extend(float(weight[0]) for _, weight in weights))
+    Path(str(number), "got").write_text(json.dumps(got))
+
+def send(number):
+    weights = [(name, torch.full((1000,), float(number))) for name in "ab"]
+    asyncio.run(module.BucketedWeightSender(handle, 1, use_shm=True).async_send_weights(iter(weights)))
+
+pids = []
+for work, number in ((send, 1), (send, 2), (receive, 1), (receive, 2)):
+    Path(str(number)).mkdir(exist_ok=True)
+    pids.append(os.fork())
+    if pids[-1] == 0:
+        os.environ["RAY_TMPDIR"] = str(number)
+        work(number)
+        module.zmq.Context.instance().term()
+        os._exit(0)
+    time.sleep(0.5)
+deadline = time.monotonic() + 30
+while pids and time.monotonic() < deadline:
+    pids = [pid for pid in pids if os.waitpid(pid, os.WNOHANG)[0] == 0]
+    time.sleep(0.05)
+for pid in pids:
+    os.kill(pid, 9)
+"""
+
+
+@needs_verl
+@pytest.mark.engine
+def test_trials_side_by_side_hand_over_weights_apart(tmp_path):
+    """Both have the same Ray job, and so the same handle: verl's own code would mix their weights up, or wait for ever."""
+    env = {
+        "PYTHONPATH": f"{TRIAL_FOLDER}:{CPU_FOLDER}",
+        "VERL_USE_EXTERNAL_MODULES": "autotune_verl_trial,autotune_verl_cpu",
+        "VERL_PLATFORM": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    ran = process.run([str(PYTHON), "-c", HAND_OVER], 240, env, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert [json.loads((tmp_path / one / "got").read_text()) for one in ("1", "2")] == [[1.0, 1.0], [2.0, 2.0]]

@@ -115,11 +115,48 @@ def import_all(modules: Iterable[str]) -> None:
             # What cannot be imported here is for the process that needs it to complain about.
             with contextlib.suppress(Exception):
                 importlib.import_module(module)
+            name_actors_without_ray()
     finally:
         os.environ.__class__ = plain
         waiting.Noting.names.discard("PYTORCH_NVML_BASED_CUDA_CHECK")
         if added:
             del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
+
+
+class Drawn:
+    """Stands for Ray's class of the ids that it gives actor classes, which modules make as they are imported."""
+
+    @staticmethod
+    def from_random() -> Any:
+        own: Any = sys.modules["ray._raylet"]
+        return own.ActorClassID(os.urandom(own.ActorClassID.size()))
+
+
+def name_actors_without_ray() -> None:
+    """Keep Ray's native code from drawing a random number here: what is forked after that draws the same ones as every other,
+    in all of its threads, and workers name what they put into the object store by them."""
+    actors: Any = sys.modules.get("ray.actor")
+    if actors is not None:
+        actors.ActorClassID = Drawn
+
+
+def alike() -> bool:
+    """Whether forked processes draw the same from Ray's native code; two that are forked to try it tell."""
+    ray: Any = sys.modules.get("ray._raylet")
+    if ray is None:
+        return False
+    ours, theirs = os.pipe()
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.write(theirs, ray.NodeID.from_random().binary())
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as drawn:
+        return bool(drawn.read(ray.NodeID.size()) == drawn.read(ray.NodeID.size()))
 
 
 def obstacle() -> str | None:
@@ -190,7 +227,7 @@ class Server:
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ)
         self.said: set[str] = set()
-        self.failed: str | None = None
+        self.failed = "Ray has drawn random numbers while importing, which every worker would draw again" if alike() else None
 
     def serve(self) -> dict[str, Any]:
         """Returns only in a child: what it is to become."""

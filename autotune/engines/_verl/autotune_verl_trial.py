@@ -8,6 +8,8 @@
   are equal, and what the reward function returns beside its score are added to each step's metrics.
 - Rewards are computed while other answers are still generated, so verl's timings hide them in its generation. How long the
   workers that compute them were busy is added.
+- The trainer hands weights to vLLM through a socket in /tmp that is named after the Ray job. That is the first of its own
+  cluster in every trial, so that trials side by side would take each other's weights: the socket is put into RAY_TMPDIR.
 - The prefix-cache hit rate of the rollout servers is added where their /metrics tells it: vLLM with `disable_log_stats: false`,
   SGLang with `prometheus.enable: true`.
 
@@ -109,6 +111,20 @@ def time_rewards(module: ModuleType) -> None:
         return result
 
     module.RewardLoopWorker.compute_score = timed
+
+
+def hand_over_apart(module: ModuleType) -> None:
+    """`module` is verl.workers.rollout.vllm_rollout.bucketed_weight_transfer."""
+    for side in (module.BucketedWeightSender, module.BucketedWeightReceiver):
+        side.__init__ = in_the_trials_folder(side.__init__)
+
+
+def in_the_trials_folder(build: Callable[..., None]) -> Callable[..., None]:
+    def init(side: Any, *arguments: Any, **named: Any) -> None:
+        build(side, *arguments, **named)
+        side.zmq_handle = side.zmq_handle.replace("ipc:///tmp/", f"ipc://{os.environ.get('RAY_TMPDIR', '/tmp')}/")
+
+    return init
 
 
 def with_rewards(compute: Callable[..., Any], fetch: Callable[..., Any]) -> Callable[..., Any]:
@@ -219,6 +235,7 @@ sys.meta_path.insert(
             "verl.utils.model": critic_without_flash_attention,
             "verl.trainer.ppo.v1.trainer_base": report_rewards,
             "verl.experimental.reward_loop.reward_loop": time_rewards,
+            "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer": hand_over_apart,
         }
     ),
 )

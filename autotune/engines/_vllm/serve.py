@@ -61,6 +61,11 @@ class NoReport:
         return {}
 
 
+def forks() -> bool:
+    """Whether to fork: never where a study names vLLM's way to start processes itself, and another."""
+    return os.environ.get("AUTOTUNE_FORK") == "1" and os.environ.get("VLLM_WORKER_MULTIPROC_METHOD", "fork") == "fork"
+
+
 def fork_children() -> None:
     """Let vLLM fork where it would spawn, after importing what its children need."""
     for name in ("vllm.v1.engine.core", "vllm.v1.engine.async_llm", "vllm.v1.executor.multiproc_executor"):
@@ -90,7 +95,7 @@ def take_threads() -> None:
 
 
 if __name__ == "__main__":
-    if os.environ.get("AUTOTUNE_FORK") == "1":
+    if forks():
         fork_children()
     prepare()
     serve(sys.argv[1:])
