@@ -307,7 +307,8 @@ def make(**options):
 @needs_verl
 @pytest.mark.engine
 @pytest.mark.slow
-def test_a_real_verl_trains_with_forked_workers(context):
+def test_a_real_verl_trains_with_forked_workers(context, monkeypatch):
+    monkeypatch.setenv("PS1", "(an activated environment) ")
     workload = workloads.get("training")
     options = workload.Options(kind="training", steps=2, warm_up_steps=1, deadline_s=200)
     parents = []

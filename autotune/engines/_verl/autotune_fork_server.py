@@ -53,8 +53,9 @@ LATE = ("RAY_", "NCCL_", "VLLM_", "HCCL_", "HSA_", "VERL_", "WG_", "TRANSFER_QUE
 LATE_NAMES = frozenset(
     {"TOKENIZERS_PARALLELISM", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 )
-OF_A_SHELL = frozenset({"_", "SHLVL", "PWD", "OLDPWD"})
-"""Ray starts workers through a shell, which keeps these for itself."""
+OF_A_SHELL = frozenset({"_", "SHLVL", "PWD", "OLDPWD", "PS1", "PS2"})
+"""Ray starts workers through a shell, which keeps these for itself, or drops them where it talks to nobody: an activated virtual
+environment exports PS1."""
 NATIVE = {"RAY_JOB_ID": "01000000", "RAY_RAYLET_PID": str(os.getpid())}
 """What Ray's native code reads once, when it is loaded, and workers alone use: the job, which is the first of its cluster, and
 the process without which a worker ends. That is the raylet's; the driver's, which is this one's, ends with it."""
