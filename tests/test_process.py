@@ -61,6 +61,8 @@ def test_a_process_has_a_session_a_tag_and_no_credentials(begin, monkeypatch, ta
 
 
 def test_an_engine_that_uses_ray_starts_its_own(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
     for name in ("RAY_ADDRESS", "RAY_JOB_ID", "RAY_RAYLET_PID"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
