@@ -18,9 +18,10 @@ from types import TracebackType
 from typing import ClassVar, Literal, Self
 
 from autotune import process
+from autotune.advice import failed
 from autotune.bar import Bar
 from autotune.engines.base import Context, Engine
-from autotune.trial import TrialJob, TrialRecord
+from autotune.trial import FailureKind, Phase, TrialJob, TrialRecord
 from autotune.workloads.base import Workload
 
 Watch = Callable[[TrialJob, str, float], None]
@@ -141,3 +142,12 @@ class Executor(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def lost(job: TrialJob, phase: Phase, reason: str, started_at: float, spent_s: float | None) -> TrialRecord:
+    """The record of an attempt of which nothing came back, by the machine's fault; `spent_s` is None for one that never began.
+
+    How its seconds divide nobody knows any more, but they were spent.
+    """
+    record = job.ended(failed(FailureKind.MACHINE_FAULT, phase, reason), started_at)
+    return record if spent_s is None else record.model_copy(update={"seconds": {phase.value: spent_s}})

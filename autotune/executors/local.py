@@ -20,7 +20,7 @@ from autotune.cores import Cores, Parts, Share
 from autotune.executors import _worker
 from autotune.executors._spares import Spares
 from autotune.executors._workplace import Workplace, opened
-from autotune.executors.base import MAX_PARALLEL, Executor, Site
+from autotune.executors.base import MAX_PARALLEL, Executor, Site, lost
 from autotune.leases import Leases
 from autotune.trial import Configuration, FailureKind, Phase, TrialJob, TrialRecord
 
@@ -224,10 +224,8 @@ def _lost(one: _Running) -> TrialRecord:
     phase = Phase.START if one.label == "start" else Phase.MEASURE
     how = "was hung and was ended" if one.hung else f"ended with status {one.worker.exitcode}"
     reason = f"The trial's own worker process {how} while it was at {one.label!r}."
-    record = one.job.ended(failed(FailureKind.MACHINE_FAULT, phase, reason), one.started_at)
-    # How the seconds divide nobody knows any more, but they were spent.
-    known = {"gpus": one.context.gpus, "folder": str(one.context.folder)}
-    return record.model_copy(update={**known, "seconds": {phase.value: time.monotonic() - one.began}})
+    record = lost(one.job, phase, reason, one.started_at, time.monotonic() - one.began)
+    return record.model_copy(update={"gpus": one.context.gpus, "folder": str(one.context.folder)})
 
 
 executor = LocalExecutor

@@ -16,6 +16,7 @@ Every node needs this package and the engine installed, in the same versions as 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections import Counter, deque
@@ -30,7 +31,7 @@ from autotune.executors._ray_desk import News
 from autotune.executors._ray_room import Room
 from autotune.executors._ray_trial import Order
 from autotune.executors._ray_tune import Placement
-from autotune.executors.base import Executor, Site
+from autotune.executors.base import Executor, Site, lost
 from autotune.trial import Configuration, FailureKind, Phase, TrialJob, TrialRecord
 
 _CLOSE_S = 20.0
@@ -167,10 +168,12 @@ class RayExecutor(Executor):
             return
         self._room.look_around()
         now = time.monotonic()
+        # Asked once for all trials alike: each time the cluster has to list its nodes.
+        may_have, fits = functools.cache(self._room.may_have), functools.cache(self._room.fits)
         for key, one in tuple(self._out.items()):
-            if one.began_at is None and not self._room.may_have(one.need):
+            if one.began_at is None and not may_have(one.need):
                 self._answer(key, self._room.refused(one.job, one.need))
-            elif one.began_at is None and not self._room.lacking and not self._room.fits(one.need, one.cpus):
+            elif one.began_at is None and not self._room.lacking and not fits(one.need, one.cpus):
                 self._lose(key, "The nodes with enough CPUs for the trial left the cluster before it began.")
             elif now >= one.deadline:
                 self._placed().desk.end(key)
@@ -185,10 +188,8 @@ class RayExecutor(Executor):
     def _lose(self, key: str, why: str) -> None:
         if (one := self._out.get(key)) is not None:
             now = time.time()
-            record = one.job.ended(failed(FailureKind.MACHINE_FAULT, Phase.MEASURE, why), one.began_at or now)
-            # How the seconds divide nobody knows any more, but they were spent.
-            spent = {Phase.MEASURE.value: now - one.began_at} if one.began_at is not None else {}
-            self._answer(key, record.model_copy(update={"seconds": spent}))
+            spent_s = None if one.began_at is None else now - one.began_at
+            self._answer(key, lost(one.job, Phase.MEASURE, why, one.began_at or now, spent_s))
 
     def _end_tune(self) -> None:
         if self._placement is None:
