@@ -43,6 +43,8 @@ class Ahead:
     """Variables that every launch gets."""
     late: tuple[str, ...] = ()
     """How names of variables begin that only the engine's Python code looks at, so that it is known when it does."""
+    forks: bool = True
+    """Whether the launch may fork processes that use CUDA, which those of an initialised CUDA cannot."""
     insist: bool = False
     """Also where it has no cores of its own to import on."""
 
@@ -88,6 +90,7 @@ class Standby:
             "log": str(log),
             "cpus": cores,
             "late": self.ahead.late,
+            "forks": self.ahead.forks,
         }
         _promote(self.process.pid, cores)
         self.orders.settimeout(5.0)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -121,6 +122,42 @@ def test_what_was_read_too_early_starts_the_launch_from_its_beginning(place, env
     assert facts["standby"] is False and reason in facts["standby_refused"]
     assert same(found) == same(expected) and one.returncode() == 7
     assert reason in log
+
+
+DRIVER = """
+int cuDeviceGetCount(int *count) { *count = 2; return 0; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { *flags = 0; *active = device == CONTEXT; return 0; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("context", "forks", "env", "refused"),
+    [
+        (-1, False, {}, None),
+        (-1, True, {}, "CUDA was initialised while it imported"),
+        (-1, False, {"CUDA_VISIBLE_DEVICES": "1"}, "CUDA was initialised while it imported"),
+        (1, False, {}, "the interpreter that was to take it had ended with status 1"),
+    ],
+)
+def test_an_import_that_initialises_cuda(tmp_path, context, forks, env, refused):
+    """On a driver of the test's own, for every case; on a GPU the engines' trials show which one is theirs."""
+    driver = tmp_path / "libcuda.so.1"
+    build = ["cc", "-shared", f"-DCONTEXT={context}", "-Wl,-soname,libcuda.so.1", "-x", "c", "-", "-o", str(driver)]
+    subprocess.run(build, input=DRIVER.encode(), check=True)
+    (tmp_path / "touching.py").write_text(f"import ctypes\nctypes.CDLL({str(driver)!r}, ctypes.RTLD_GLOBAL)\n")
+    (tmp_path / "program.py").write_text("print('ran')")
+    head, tag = (sys.executable, str(tmp_path / "program.py")), process.make_tag(tmp_path, "s", 0)
+    ahead = Ahead(head, ("touching",), forks=forks)
+    with standby.held(ahead, env={}, scratch=tmp_path / "scratch", tag=tag, cpus=(), threads=1) as waiting:
+        if not waiting.imported(60):
+            waiting.process.popen.wait(60)
+        one, _ = standby.start(head, env=env, cwd=tmp_path, log=tmp_path / "log", tag=tag, cpus=())
+        one.popen.wait(60)
+        facts = waiting.facts()
+    one.stop(0.0)
+    assert facts == ({"standby": True} if refused is None else {"standby": False, "standby_refused": refused})
+    assert one.returncode() == 0 and "ran" in (tmp_path / "log").read_text()
 
 
 def test_one_that_is_gone_is_done_without(place):

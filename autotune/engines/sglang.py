@@ -198,6 +198,7 @@ class SglangEngine(Engine):
             modules=("sglang.srt.server_args", "sglang.srt.plugins", "sglang.srt.entrypoints.http_server"),
             env={**self._surroundings(cache), **self.options.env},
             late=("SGLANG_", "SGL_"),
+            forks=False,
             insist=self.options.standby is True,
         )
 

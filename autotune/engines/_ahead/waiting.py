@@ -4,14 +4,15 @@
     python waiting.py -m PACKAGE -- MODULE ...      later runs `python -m PACKAGE ...`
 
 Standard input is a socket. An empty line goes out over it when all is imported. One line of JSON comes in, the launch: `argv`
-(the whole command), `arguments` (those for the script), `env`, `cwd`, `log`, `cpus`, `late`. One line of JSON goes back: `null`
-once the launch goes on in this interpreter, else why the command was started from its beginning instead, in this same
-process. When the socket is closed this process ends.
+(the whole command), `arguments` (those for the script), `env`, `cwd`, `log`, `cpus`, `late`, `forks`. One line of JSON goes
+back: `null` once the launch goes on in this interpreter, else why the command was started from its beginning instead, in this
+same process. When the socket is closed this process ends.
 
 What was read at import cannot be changed afterwards, so every variable that Python code looks up meanwhile is noted. A
 launch whose environment differs in one of those, or in one whose name does not begin with one of `late` (native code reads
-the environment without our knowledge), is started from its beginning. So is one for which CUDA was initialised: it holds on
-to the GPUs that were in view then, and cannot be forked.
+the environment without our knowledge), is started from its beginning. So is one for which CUDA was initialised if it is to
+see other GPUs, for CUDA holds on to those that were in view then, or if it forks its processes, which then cannot use CUDA.
+When importing has taken memory of a GPU, where another trial is being measured, this process ends at once.
 
 Until then it runs only where and when nobody else needs the processor: on the cores it was started on, and, where that can
 be undone, at idle priority. The number of threads that native libraries choose from the cores they see is that of the
@@ -30,7 +31,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -67,13 +68,16 @@ def main() -> None:
     threads = os.environ.pop("AUTOTUNE_THREADS", None)
     before = dict(os.environ)
     import_all(entry, modules, threads)
+    if cuda_touched() and cuda_holds_memory():
+        print("Importing takes memory of a GPU, so nothing is imported ahead.", flush=True)
+        os._exit(1)
     order = await_order(orders)
     redirect(Path(order["log"]))
     os.chdir(order["cwd"])
     become_normal(order["cpus"], idle)
     widen(os.environ.get(THREADS, threads))
     differing = {name for name in {*before, *order["env"]} if before.get(name) != order["env"].get(name)}
-    reason = obstacle(differing, order["late"])
+    reason = obstacle(differing, order["late"], order["forks"])
     answer(orders, reason)
     if reason is not None:
         print(f"The launch starts from its beginning: {reason}.", flush=True)
@@ -164,14 +168,16 @@ def become_normal(cpus: Iterable[int], idle: bool) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
 
 
-def obstacle(differing: Iterable[str], late: Iterable[str]) -> str | None:
+def obstacle(differing: Collection[str], late: Iterable[str], forks: bool) -> str | None:
     """Why a launch whose environment differs like this cannot go on here; None when it can."""
     for name in sorted(differing):
         if name in Noting.names:
             return f"{name} was looked up or set while it imported, and the launch has another value"
         if name != DEVICES and not name.startswith(tuple(late)):
             return f"{name} is not what it imported with"
-    return "CUDA was initialised while it imported" if cuda_touched() else None
+    if (forks or DEVICES in differing) and cuda_touched():
+        return "CUDA was initialised while it imported"
+    return None
 
 
 def widen(threads: str | None) -> None:
@@ -192,6 +198,20 @@ def cuda_touched() -> bool:
         return False
     count = ctypes.c_int()
     return ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count)) not in CUDA_NOT_INITIALIZED
+
+
+def cuda_holds_memory() -> bool:
+    """Whether an initialised CUDA has a context on one of the GPUs, which takes some hundred MiB there."""
+    cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    flags, active = ctypes.c_uint(), ctypes.c_int()
+    for ordinal in range(count.value):
+        device = ctypes.c_int()
+        cuda.cuDeviceGet(ctypes.byref(device), ordinal)
+        cuda.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active))
+        if active.value:
+            return True
+    return False
 
 
 def answer(orders: socket.socket, reason: str | None) -> None:
