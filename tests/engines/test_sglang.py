@@ -45,7 +45,7 @@ def told(on_cpu: bool, **options: object) -> SglangEngine:
     packages = {"sglang": "0.5.23"}
     device = "cpu" if on_cpu else "NVIDIA H200"
     made.__dict__ |= {"_identity": {"packages": packages, "python": "3.12", "device": device}, "_known_flags": known()}
-    made._resolved = RESOLVED
+    made._answers = lambda what, argvs: [{"resolved": RESOLVED} for _ in argvs]
     return made
 
 
@@ -131,6 +131,13 @@ def test_tuning_one_coupled_default_says_the_others(tmp_path):
     found = words(told(on_cpu=False), tmp_path, chunked_prefill_size=2048)
     assert found["--chunked-prefill-size"] == "2048"
     assert found["--mem-fraction-static"] == "0.926" and found["--cuda-graph-max-bs-decode"] == "256"
+
+
+def test_a_trial_asks_nothing_that_was_asked_in_its_store(tmp_path):
+    first, second = told(on_cpu=False), told(on_cpu=False)
+    expected = words(first, tmp_path, chunked_prefill_size=2048)
+    second._answers = lambda what, argvs: pytest.fail("asked again, which imports SGLang while a GPU waits")
+    assert {**words(second, tmp_path, chunked_prefill_size=2048), "--port": None} == {**expected, "--port": None}
 
 
 def test_a_limit_of_requests_also_limits_the_pinned_graphs(tmp_path):
