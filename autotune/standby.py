@@ -18,7 +18,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from autotune import process
@@ -29,6 +29,19 @@ from autotune.trial import Value
 LOG = "standby.log"
 _WAITING = Path(__file__).parent / "engines" / "_ahead" / "waiting.py"
 _held: dict[str, Standby] = {}
+
+
+@dataclass(frozen=True)
+class Spawned:
+    """Processes that a launch starts with `multiprocessing`'s spawn, for which interpreters import ahead as well."""
+
+    count: int
+    """How many; any more are spawned as usual."""
+    modules: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables that the launch sets before it spawns and that are looked up while importing."""
+    late: tuple[str, ...] = ()
+    """How names of other variables begin that the launch sets, as for the launch itself."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +56,8 @@ class Ahead:
     """Variables that every launch gets."""
     late: tuple[str, ...] = ()
     """How names of variables begin that only the engine's Python code looks at, so that it is known when it does."""
-    forks: bool = True
-    """Whether the launch may fork processes that use CUDA, which those of an initialised CUDA cannot."""
+    spawned: Spawned | None = None
+    """Processes that the launch spawns; None when it may fork, which a process that has initialised CUDA cannot."""
     insist: bool = False
     """Also where it has no cores of its own to import on."""
 
@@ -90,7 +103,7 @@ class Standby:
             "log": str(log),
             "cpus": cores,
             "late": self.ahead.late,
-            "forks": self.ahead.forks,
+            "forks": self.ahead.spawned is None,
         }
         _promote(self.process.pid, cores)
         self.orders.settimeout(5.0)
@@ -145,6 +158,8 @@ def held(
     """
     ours, theirs = socket.socketpair()
     own = {"AUTOTUNE_PARENT": str(os.getpid()), "AUTOTUNE_THREADS": str(threads)}
+    if ahead.spawned is not None:
+        own["AUTOTUNE_SPAWNS"] = json.dumps(asdict(ahead.spawned))
     scratch.mkdir(parents=True, exist_ok=True)
     with theirs, contextlib.suppress(AutotuneError):
         started = process.start(

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from autotune import proc, process, standby
-from autotune.standby import Ahead
+from autotune.standby import Ahead, Spawned
 
 PROGRAM = """
 import heavy_for_test, json, multiprocessing, os, signal, sys, tempfile
@@ -148,7 +148,7 @@ def test_an_import_that_initialises_cuda(tmp_path, context, forks, env, refused)
     (tmp_path / "touching.py").write_text(f"import ctypes\nctypes.CDLL({str(driver)!r}, ctypes.RTLD_GLOBAL)\n")
     (tmp_path / "program.py").write_text("print('ran')")
     head, tag = (sys.executable, str(tmp_path / "program.py")), process.make_tag(tmp_path, "s", 0)
-    ahead = Ahead(head, ("touching",), forks=forks)
+    ahead = Ahead(head, ("touching",), spawned=None if forks else Spawned(0, ()))
     with standby.held(ahead, env={}, scratch=tmp_path / "scratch", tag=tag, cpus=(), threads=1) as waiting:
         if not waiting.imported(60):
             waiting.process.popen.wait(60)
@@ -234,7 +234,7 @@ PARENT = """
 import os, sys, time
 from pathlib import Path
 from autotune import standby
-from autotune.standby import Ahead
+from autotune.standby import Ahead, Spawned
 ahead = Ahead((sys.executable, "x.py"), ("json",))
 with standby.held(ahead, env={}, scratch=Path(sys.argv[1]), tag=sys.argv[2], cpus=(), threads=1):
     print("held", flush=True)

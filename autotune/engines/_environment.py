@@ -1,4 +1,4 @@
-"""What is installed in a training engine's own environment, asked without importing the engine."""
+"""An engine's own environment: what is installed in it, asked without importing the engine, and where it keeps what it compiles."""
 
 from __future__ import annotations
 
@@ -47,3 +47,14 @@ def identity(kind: str, python: Path | None, packages: Sequence[str], cpu: bool,
     return Identity(
         kind=kind, version=told["packages"][packages[0]], python=told["python"], device=told["device"], packages=told["packages"]
     )
+
+
+def compiled(folder: Path) -> dict[str, str]:
+    """Variables for vLLM, PyTorch and Triton: they keep what they compile in this folder of the store, for every trial to find, and
+    not in the temporary folder, which goes with its trial, or in the user's home."""
+    return {
+        "VLLM_CACHE_ROOT": str(folder),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+        "FLASHINFER_WORKSPACE_BASE": str(folder),
+    }

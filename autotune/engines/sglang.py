@@ -21,7 +21,7 @@ from autotune.engines._sglang_cpu import cpu_support
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Serves, Session, Verdict
 from autotune.errors import AutotuneError, MissingPrerequisite, Mistake, nearest
 from autotune.secrets import is_secret_name
-from autotune.standby import Ahead
+from autotune.standby import Ahead, Spawned
 from autotune.trial import Configuration, Value
 
 __all__ = ["SglangEngine", "cpu_support", "engine"]
@@ -40,6 +40,16 @@ _CACHES: Mapping[str, str] = {
     "FLASHINFER_WORKSPACE_BASE": "flashinfer",
 }
 """Where SGLang and what it builds upon keep compiled kernels: below the store, shared between trials."""
+
+_IMPORTED = ("sglang.srt.server_args", "sglang.srt.plugins", "sglang.srt.entrypoints.http_server")
+"""What the server imports before it knows its arguments."""
+_SET_FOR_SPAWNED: Mapping[str, str] = {
+    "CUDA_DEVICE_MAX_CONNECTIONS": "8",
+    "TRTLLM_ENABLE_PDL": "1",
+    "CUTE_DSL_LOG_LEVEL": "30",
+    "CUTE_DSL_LOG_TO_CONSOLE": "1",
+}
+"""What SGLang 0.5.17 to 0.5.23 sets before it spawns (`_set_envs_and_config` of its entrypoints/engine.py)."""
 
 
 class SglangOptions(EngineOptions):
@@ -192,10 +202,15 @@ class SglangEngine(Engine):
             return None
         return Ahead(
             head=(self.python, *_SERVER),
-            modules=("sglang.srt.server_args", "sglang.srt.plugins", "sglang.srt.entrypoints.http_server"),
+            modules=_IMPORTED,
             env={**self._surroundings(cache), **self.options.env},
             late=("SGLANG_", "SGL_"),
-            forks=False,
+            spawned=Spawned(
+                count=2,
+                modules=(*_IMPORTED, "sglang.srt.managers.scheduler", "sglang.srt.managers.detokenizer_manager"),
+                env=_SET_FOR_SPAWNED,
+                late=("SGLANG_", "SGL_", "NCCL_", "PROMETHEUS_"),
+            ),
             insist=self.options.standby is True,
         )
 

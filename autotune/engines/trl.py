@@ -149,6 +149,7 @@ class Trl(Engine):
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONPATH": f"{Path.cwd()}:{_learner_model.FOLDER}",
             "PYTHONUNBUFFERED": "1",
+            **_environment.compiled(context.cache.absolute() / self.kind),
             **gpu.visible(context.gpus),
             **({"HF_HUB_OFFLINE": "1"} if _learner_model.size_of(self.options.model) else {}),
             **self.options.env,

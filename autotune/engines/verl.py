@@ -214,6 +214,7 @@ class Verl(Engine):
             "RAY_TMPDIR": str(ray_folder(context)),
             # Ray hides GPUs from a worker that asks for none; verl's CPU workers and its engines need what was leased.
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            **_environment.compiled(context.cache.absolute() / self.kind),
             **({"VERL_PLATFORM": "cpu", "TORCHDYNAMO_DISABLE": "1"} if cpu else {}),
             **(gpu.visible(context.gpus) if context.gpus else {}),
             **({"HF_HUB_OFFLINE": "1"} if _learner_model.size_of(self.options.model) else {}),

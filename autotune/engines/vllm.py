@@ -14,7 +14,7 @@ from typing import Literal
 from autotune import gpu, models, process, synthetic
 from autotune.engines import _flags, _logprobs, _vllm_log
 from autotune.engines._answers import Answers
-from autotune.engines._environment import interpreter
+from autotune.engines._environment import compiled, interpreter
 from autotune.engines._server import Ask, ServingSession
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Session, Verdict
 from autotune.errors import AutotuneError, MissingPrerequisite, Mistake
@@ -178,7 +178,7 @@ class VllmEngine(Engine):
         return parsed
 
     def _probe(self, what: str, asked: Value = ()) -> Value:
-        env = {**_QUIET, **_caches(models.shared_cache()), **({"HF_HUB_OFFLINE": "1"} if self._local else {})}
+        env = {**_QUIET, **compiled(models.shared_cache() / "vllm"), **({"HF_HUB_OFFLINE": "1"} if self._local else {})}
         done = process.run([self.python, str(_PROBE), what], _PROBE_TIMEOUT_S, env, stdin=json.dumps(asked))
         if done.returncode != 0:
             said = done.stderr.strip().splitlines()[-1:] or [f"it ended with status {done.returncode}"]
@@ -253,7 +253,7 @@ class VllmEngine(Engine):
         """Variables every trial gets: compile caches shared between trials, nothing sent home, no network for local models."""
         return {
             **_QUIET,
-            **_caches(cache),
+            **compiled(cache / "vllm"),
             "VLLM_ENABLE_STARTUP_PLAN": "0",  # its plan ignores gpu_memory_utilization, so trials would share one KV size
             "VLLM_SERVER_DEV_MODE": "1",  # offers /reset_prefix_cache and /server_info; the server listens on loopback only
             **({"HF_HUB_OFFLINE": "1"} if self._local else {}),
@@ -310,17 +310,6 @@ def _count(folder: Path) -> int:
 _CPU = {"VLLM_USE_AOT_COMPILE": "0"}
 """The CPU build of 0.32 cannot load the compiled functions that it saves, and compiles anew; Inductor's own cache works."""
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def _caches(store_cache: Path) -> dict[str, str]:
-    """Where vLLM and what it stands on keep what they compile: in the store, not in the machine's temporary folder."""
-    folder = store_cache / "vllm"
-    return {
-        "VLLM_CACHE_ROOT": str(folder),
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-        "TRITON_CACHE_DIR": str(folder / "triton"),
-        "FLASHINFER_WORKSPACE_BASE": str(folder),
-    }
 
 
 engine = VllmEngine

@@ -31,7 +31,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,6 +65,7 @@ def main() -> None:
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     idle = yield_to_others()
+    brood = spawned_beside(entry)
     threads = os.environ.pop("AUTOTUNE_THREADS", None)
     before = dict(os.environ)
     import_all(entry, modules, threads)
@@ -74,26 +75,43 @@ def main() -> None:
     order = await_order(orders)
     redirect(Path(order["log"]))
     os.chdir(order["cwd"])
-    become_normal(order["cpus"], idle)
+    take_cores(os.getpid(), order["cpus"], idle)
+    brood.become_normal(order["cpus"], idle)
+    outlive_parent()
     widen(os.environ.get(THREADS, threads))
     differing = {name for name in {*before, *order["env"]} if before.get(name) != order["env"].get(name)}
     reason = obstacle(differing, order["late"], order["forks"])
     answer(orders, reason)
     if reason is not None:
         print(f"The launch starts from its beginning: {reason}.", flush=True)
+        brood.end()
         os.execve(order["argv"][0], order["argv"], order["env"])
-    for name in differing:
-        # What importing has set in the environment stays, as it would have been set there.
-        os.environ.pop(name, None)
-        if name in order["env"]:
-            os.environ[name] = order["env"][name]
+    take_environment(order["env"], differing)
+    brood.serve()
     run(entry, order["arguments"])
+
+
+def spawned_beside(entry: Sequence[str]) -> Any:
+    """The interpreters for processes that the launch will spawn; they import while this one does."""
+    # Found beside this file, whose folder is in the path only until the launch's own takes its place.
+    import spawned  # type: ignore[import-not-found]
+
+    del sys.modules["spawned"]
+    asked = json.loads(os.environ.pop("AUTOTUNE_SPAWNS", "{}"))
+    brood = spawned.Brood()
+    if asked:
+        brood.start(entry=entry, **asked)
+    return brood
 
 
 def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(os.environ.pop("AUTOTUNE_PARENT", os.getppid())):
         os._exit(0)
+
+
+def outlive_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
 
 
 def yield_to_others() -> bool:
@@ -158,14 +176,21 @@ def redirect(log: Path) -> None:
         os.dup2(stream.fileno(), 2)
 
 
-def become_normal(cpus: Iterable[int], idle: bool) -> None:
-    """Take the launch's cores and the usual priority, every thread that a library has started included."""
-    for name in os.listdir("/proc/self/task"):  # noqa: PTH208
+def take_cores(pid: int, cpus: Iterable[int], idle: bool) -> None:
+    """Give a process these cores, every thread that a library has started included, and leave idle priority."""
+    for name in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(name), set(cpus))
             if idle:
                 os.sched_setscheduler(int(name), os.SCHED_OTHER, os.sched_param(0))
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
+
+
+def take_environment(asked: Mapping[str, str], differing: Iterable[str]) -> None:
+    """Take the variables that differ. What importing has set stays, as it would have been set there."""
+    for name in differing:
+        os.environ.pop(name, None)
+        if name in asked:
+            os.environ[name] = asked[name]
 
 
 def obstacle(differing: Collection[str], late: Iterable[str], forks: bool) -> str | None:

@@ -26,6 +26,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import runpy
 import selectors
 import signal
@@ -59,8 +60,9 @@ environment exports PS1."""
 NATIVE = {"RAY_JOB_ID": "01000000", "RAY_RAYLET_PID": str(os.getpid())}
 """What Ray's native code reads once, when it is loaded, and workers alone use: the job, which is the first of its cluster, and
 the process without which a worker ends. That is the raylet's; the driver's, which is this one's, ends with it."""
-HARMLESS_THREADS = frozenset({"jemalloc_bg_thd"})
-"""Threads by the kernel's name that a library starts again, or does without, in a forked child."""
+HARMLESS_THREADS = re.compile(r"jemalloc_bg_thd|cuda[0-9a-f]{11}")
+"""Threads by the kernel's name that a library starts again, or does without, in a forked child. The second is the CUDA driver's
+(580), which has it before CUDA is initialised; vLLM's engine, forked from a process like that, serves on an H200."""
 EARLY_S = 90.0
 """A child that fails sooner after its start may have failed for being forked."""
 ENDED_BY_OTHERS = (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT)
@@ -166,7 +168,7 @@ def obstacle() -> str | None:
         return "CUDA was initialised while importing"
     tasks = [task for task in Path("/proc/self/task").iterdir() if int(task.name) != os.getpid()]
     threads = {(task / "comm").read_text().strip() for task in tasks}
-    missed = sorted(threads - HARMLESS_THREADS)
+    missed = sorted(name for name in threads if not HARMLESS_THREADS.fullmatch(name))
     return f"a thread named {missed[0]} runs, which a forked process would miss" if missed else None
 
 

@@ -1,0 +1,217 @@
+"""Interpreters that import ahead for the processes that a launch spawns. Imports nothing of autotune but its neighbour.
+
+    python spawned.py SCRIPT -- LATE ... -- MODULE ...      (or `-m PACKAGE` in the place of SCRIPT)
+
+A process that Python's `multiprocessing` spawns begins with an empty interpreter, which imports again what its parent has
+imported. Here that has been done before the launch is known: `waiting.py` starts such interpreters beside itself, and once it
+has become the launch it gives them to `multiprocessing` in the place of new ones. Such a process is as fresh as a spawned one:
+it shares no memory, threads or CUDA state with its parent, so engines that cannot fork can have it.
+
+An interpreter that waits keeps the low descriptors occupied, so that those which its parent wants to hand over keep their
+numbers. As with a launch, every variable that Python code looked up while importing is noted: where the process is to have
+another value of one of those, or of one whose name does not begin with one of LATE, it is spawned plainly.
+"""
+
+# mypy: disable-error-code="import-not-found"
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker, util
+from pathlib import Path
+from typing import Any
+
+import waiting
+
+# The name is free again for whoever else has a module of it.
+sys.modules.pop("waiting", None)
+
+RESERVED = 256
+"""Descriptors below this one are kept free for what a parent hands over."""
+PATIENCE_S = 120.0
+"""How long one that still imports may take to answer; it began before the launch."""
+SAME = {"CUDA_MODULE_LOADING"}
+"""Whatever this says, and when it says nothing, CUDA 12.2 and later load kernels when they are first used, but for EAGER, which
+nobody sets on the way. PyTorch sets it when it initialises CUDA, and SGLang before it spawns."""
+LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
+PASSED = 250
+"""A socket hands over no more descriptors at once (SCM_MAX_FD is 253)."""
+
+
+@dataclass
+class Child:
+    """One that waits."""
+
+    pid: int
+    orders: socket.socket
+
+    def take(self, argv: Sequence[str], passed: Sequence[int]) -> bool:
+        """Have it go on as the process that this command would have started; False when it cannot, and it is ended then."""
+        numbers = sorted({0, 1, 2, *passed})
+        order = json.dumps({**state(), "argv": list(argv), "numbers": numbers}).encode()
+        reason: str | None = "it hands over too many descriptors"
+        if len(numbers) <= PASSED:
+            reason = self.ask(order, numbers)
+        if reason is not None:
+            print(f"A process starts with imports of its own: {reason}.", flush=True)
+            self.end()
+        return reason is None
+
+    def ask(self, order: bytes, numbers: Sequence[int]) -> str | None:
+        self.orders.settimeout(PATIENCE_S)
+        try:
+            with self.orders, self.orders.makefile("rb") as answers:
+                socket.send_fds(self.orders, [b"!"], list(numbers))
+                self.orders.sendall(order + b"\n")
+                line = answers.readline()
+        except OSError as error:
+            return f"the interpreter that was to take it did not answer ({error})"
+        reason: str | None = json.loads(line) if line else "the interpreter that was to take it had ended"
+        return reason
+
+    def end(self) -> None:
+        self.orders.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+@dataclass
+class Brood:
+    """The interpreters that wait beside one that waits for a launch."""
+
+    children: list[Child] = field(default_factory=list)
+
+    def start(self, count: int, entry: Sequence[str], modules: Sequence[str], late: Sequence[str], env: Mapping[str, str]) -> None:
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        argv = [sys.executable, *flags, __file__, *entry, "--", *late, "--", *modules]
+        environment = {**os.environ, **env, "AUTOTUNE_PARENT": str(os.getpid())}
+        for _ in range(count):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                action = (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)
+                self.children.append(Child(os.posix_spawn(sys.executable, argv, environment, file_actions=[action]), ours))
+
+    def become_normal(self, cpus: Iterable[int], idle: bool) -> None:
+        for child in self.children:
+            waiting.take_cores(child.pid, cpus, idle)
+
+    def serve(self) -> None:
+        """From here on `multiprocessing` is given one of them where it would start an interpreter."""
+        plain = util.spawnv_passfds
+
+        def spawn(path: Any, argv: Any, passed: Any) -> int:
+            if self.children and os.fsdecode(path) == sys.executable and "--multiprocessing-fork" in argv:
+                child = self.children.pop()
+                if child.take(argv, passed):
+                    return child.pid
+            return plain(path, argv, passed)
+
+        util.spawnv_passfds = spawn  # type: ignore[assignment]
+
+    def end(self) -> None:
+        while self.children:
+            self.children.pop().end()
+
+
+def state() -> dict[str, Any]:
+    """What a spawned process has from its parent, beside descriptors."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return {
+        "env": dict(os.environ),
+        "cwd": str(Path.cwd()),
+        "umask": umask,
+        "limits": {number: resource.getrlimit(number) for number in LIMITS},
+        "cpus": sorted(os.sched_getaffinity(0)),
+        "ignored": [int(number) for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN],
+        "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
+    }
+
+
+def main() -> None:
+    first, last = (index for index, word in enumerate(sys.argv) if word == "--")
+    entry, late, modules = sys.argv[1:first], sys.argv[first + 1 : last], sys.argv[last + 1 :]
+    waiting.end_with_parent()
+    orders = reserve()
+    threads = os.environ.pop("AUTOTUNE_THREADS", None)
+    before = dict(os.environ)
+    waiting.import_all(entry, modules, threads)
+    passed, order = await_order(orders)
+    differing = {name for name in {*before, *order["env"]} if before.get(name) != order["env"].get(name)}
+    reason = occupied(order["numbers"]) or waiting.obstacle(differing - SAME, late, forks=False)
+    waiting.answer(orders, reason)
+    if reason is not None:
+        os._exit(0)
+    waiting.outlive_parent()
+    become(order, dict(zip(order["numbers"], passed, strict=True)), differing)
+    waiting.widen(os.environ.get(waiting.THREADS, threads))
+    code = order["argv"][order["argv"].index("-c") + 1]
+    sys.argv = ["-c", *order["argv"][order["argv"].index(code) + 1 :]]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    exec(code, sys.modules["__main__"].__dict__)
+
+
+def reserve() -> socket.socket:
+    """Take the orders out of the way, and keep the low descriptors from whatever opens some while it is imported."""
+    orders = socket.socket(fileno=fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, RESERVED))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    for number in range(3, RESERVED):
+        os.dup2(nothing, number, inheritable=False)
+    return orders
+
+
+def await_order(orders: socket.socket) -> tuple[list[int], dict[str, Any]]:
+    text, passed, _, _ = socket.recv_fds(orders, 1, PASSED)
+    if not text:
+        os._exit(0)
+    with orders.makefile("rb") as lines:
+        order: dict[str, Any] = json.loads(lines.readline())
+    return passed, order
+
+
+def occupied(numbers: Iterable[int]) -> str | None:
+    """Why descriptors of these numbers cannot be handed over to here; None when they can."""
+    high = [number for number in numbers if number >= RESERVED]
+    if high:
+        return f"it is handed the descriptor {high[0]}, which may be in use"
+    tracks = resource_tracker._resource_tracker._fd is not None  # type: ignore[attr-defined]
+    return "it has made shared memory or semaphores while it imported" if tracks else None
+
+
+def become(order: Mapping[str, Any], passed: Mapping[int, int], differing: Iterable[str]) -> None:
+    """Take over all that a spawned process would have from its parent."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for number in range(RESERVED):
+        if number in passed:
+            os.dup2(passed[number], number)
+            os.close(passed[number])
+        elif number > 2:
+            with contextlib.suppress(OSError):
+                os.close(number)
+    waiting.take_environment(order["env"], differing)
+    os.chdir(order["cwd"])
+    os.umask(order["umask"])
+    for name, limits in order["limits"].items():
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(int(name), tuple(limits))
+    waiting.take_cores(os.getpid(), order["cpus"], idle=False)
+    for number in order["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, order["blocked"])
+
+
+if __name__ == "__main__":
+    main()
