@@ -56,9 +56,10 @@ class SglangOptions(EngineOptions):
     """The engine section of a study that tunes SGLang."""
 
     standby: Literal["auto"] | bool = "auto"
-    """Have the next trial's interpreter import SGLang while the present trial is measured, on cores of its own; on GPUs only.
+    """Have the next trial's interpreters import SGLang while the present trial is measured, on cores of their own.
 
-    `auto` does so where a trial has eight cores or more; `true` also elsewhere, at idle priority, which disturbs what is measured.
+    `auto` does so on GPUs, where a trial has eight cores or more; `true` also elsewhere, at idle priority, which disturbs what is
+    measured.
     """
 
 
@@ -146,9 +147,8 @@ class SglangEngine(Engine):
         parameters = self.explicit(configuration, context.cache)
         port = process.free_port()
         base = {"host": "127.0.0.1", "port": port, "enable_metrics": True, "random_seed": context.seed % (1 << 31)}
-        entry = (str(cpu.LAUNCHER),) if self.on_cpu else _SERVER
         return Launch(
-            argv=(self.python, *entry, *self._arguments({**base, **parameters}, context.cache)),
+            argv=(*self._server, *self._arguments({**base, **parameters}, context.cache)),
             env={**self._surroundings(context.cache, context.gpus), **self.options.env, **_flags.split(parameters)[1]},
             endpoint=f"http://127.0.0.1:{port}",
         )
@@ -198,21 +198,27 @@ class SglangEngine(Engine):
         return Verdict(refused=args.out_of_range(values))
 
     def ahead(self, cache: Path) -> Ahead | None:
-        if not self.options.standby or self.on_cpu:
+        if not self.options.standby or (self.on_cpu and self.options.standby == "auto"):
             return None
+        imported = (*(("stood_in",) if self.on_cpu else ()), *_IMPORTED)
         return Ahead(
-            head=(self.python, *_SERVER),
-            modules=_IMPORTED,
+            head=self._server,
+            modules=imported,
             env={**self._surroundings(cache), **self.options.env},
             late=("SGLANG_", "SGL_"),
             spawned=Spawned(
                 count=2,
-                modules=(*_IMPORTED, "sglang.srt.managers.scheduler", "sglang.srt.managers.detokenizer_manager"),
+                modules=(*imported, "sglang.srt.managers.scheduler", "sglang.srt.managers.detokenizer_manager"),
                 env=_SET_FOR_SPAWNED,
                 late=("SGLANG_", "SGL_", "NCCL_", "PROMETHEUS_"),
             ),
             insist=self.options.standby is True,
         )
+
+    @property
+    def _server(self) -> tuple[str, ...]:
+        """How the command of every launch begins."""
+        return (self.python, *((str(cpu.LAUNCHER),) if self.on_cpu else _SERVER))
 
     def _surroundings(self, cache: Path, gpus: Sequence[int] = ()) -> dict[str, str]:
         """Variables every trial gets: kernel caches shared between trials, its own GPUs, no network for local models."""

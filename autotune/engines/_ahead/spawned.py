@@ -58,7 +58,7 @@ class Child:
     def take(self, argv: Sequence[str], passed: Sequence[int]) -> bool:
         """Have it go on as the process that this command would have started; False when it cannot, and it is ended then."""
         numbers = sorted({0, 1, 2, *passed})
-        order = json.dumps({**state(), "argv": list(argv), "numbers": numbers}).encode()
+        order = json.dumps({**state(), "argv": list(map(os.fsdecode, argv)), "numbers": numbers}).encode()
         reason: str | None = "it hands over too many descriptors"
         if len(numbers) <= PASSED:
             reason = self.ask(order, numbers)
@@ -148,7 +148,9 @@ def main() -> None:
     before = dict(os.environ)
     waiting.import_all(entry, modules, threads)
     passed, order = await_order(orders)
-    differing = {name for name in {*before, *order["env"]} if before.get(name) != order["env"].get(name)}
+    asked = order["env"]
+    # What its parent has set while importing, this one has set too.
+    differing = {name for name in {*before, *asked} if asked.get(name) not in (before.get(name), os.environ.get(name))}
     reason = occupied(order["numbers"]) or waiting.obstacle(differing - SAME, late, forks=False)
     waiting.answer(orders, reason)
     if reason is not None:
@@ -167,7 +169,7 @@ def reserve() -> socket.socket:
     orders = socket.socket(fileno=fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, RESERVED))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    for number in range(3, RESERVED):
+    for number in set(range(3, RESERVED)) - {nothing}:
         os.dup2(nothing, number, inheritable=False)
     return orders
 

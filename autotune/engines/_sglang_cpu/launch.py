@@ -16,14 +16,15 @@ NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def stand_in() -> None:
-    """Put the stand-ins in place where the real thing is missing."""
+    """Put the stand-ins in place where the real thing is missing, once."""
     import torch
 
     if importlib.util.find_spec("sgl_kernel") is None:
         sys.path.append(str(STAND_IN))
     if torch.version.cuda is None:
-        for operator in ("torchvision::nms", "torchvision::qnms"):
-            torch.library.define(operator, NMS)
+        for operator in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, operator):
+                torch.library.define(f"torchvision::{operator}", NMS)
 
 
 if __name__ in ("__main__", "__mp_main__"):
