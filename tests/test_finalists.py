@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autotune import export, results
+from autotune.engines.recorded import RecordedEngine, RecordedOptions
 from autotune.finalists import choose, on_winner, plan, verdicts, winner
 from autotune.trial import CLIENT_LATE, Measured, Measurement, Origin, Row, TrialJob
 
@@ -149,3 +150,14 @@ def test_the_default_wins_over_a_finalist_that_cannot_be_told_from_it(won):
     analysis, one, said = won({"tokens": 95.0}, {"tokens": 110.0}, third=120.0)
     assert "not measured again" not in said
     assert one is analysis.default_candidate and "nothing measured again beside it is better" in said
+
+
+def test_an_export_lacks_credentials_and_says_so(study):
+    """A masked one would hide what is set where the files are used, and as a Kubernetes variable one was written in full."""
+    given = {"HF_TOKEN": "hush", "PROXY": "http://me:hush@host/", "STORED_TOKEN": "***", "VLLM_X": "1"}
+    engine = RecordedEngine(RecordedOptions(kind="recorded", env=given))
+    withheld = export._withheld(engine)
+    assert withheld == ["HF_TOKEN", "PROXY", "STORED_TOKEN"]
+    analysis, _ = study({"tokens": 150.0})
+    (said,) = (one for one in export._cautions(analysis, analysis.candidate(1), withheld) if "credential" in one)
+    assert "HF_TOKEN, PROXY, STORED_TOKEN" in said
