@@ -16,7 +16,8 @@ from autotune.metrics import lookup
 from autotune.parameters import Parameter
 from autotune.plan import Plan
 from autotune.quality import Watched
-from autotune.secrets import redact
+from autotune.secrets import redact, redact_env
+from autotune.space import StudyRule
 from autotune.trial import Configuration, Frozen, Scalar, Value
 
 
@@ -145,7 +146,7 @@ def _launch(plan: Plan, configuration: Configuration) -> tuple[str, dict[str, st
     folder = plan.folder / "trials" / "NNNN"
     context = Context(study=plan.study.name, trial=0, tag="preview", folder=folder, scratch=folder, cache=plan.cache)
     launch = plan.engines[configuration.engine].launch(configuration, context)
-    return redact(shlex.join(launch.argv)), {name: redact(value) for name, value in launch.env.items()}
+    return redact(shlex.join(launch.argv)), redact_env(launch.env)
 
 
 def _ends_early(plan: Plan) -> str:
@@ -203,6 +204,16 @@ def _backwards(plan: Plan) -> Iterator[str]:
             yield f"{name}: {end} is better for this metric, and the study asks for the opposite."
 
 
+def _rules(plan: Plan, kind: str) -> Iterator[str]:
+    """Rules of the study that do not do what they seem to."""
+    space, resolved = plan.space.engines[kind], plan.resolved.get(kind)
+    for rule in (rule for rule in space.forbid if isinstance(rule, StudyRule) and resolved):
+        if rule.expression.names.isdisjoint(space.names()):
+            yield f"{kind}: the rule {rule.rule!r} reads nothing that this study tunes, so it forbids nothing."
+        elif rule.expression.holds({**(resolved or {}), **space.fixed}):
+            yield f"{kind}: the rule {rule.rule!r} holds of the default, which is measured all the same, as the baseline."
+
+
 def _checked(plan: Plan, watched: Watched) -> str:
     """What will be done about that."""
     if watched.unchecked is not None:
@@ -217,11 +228,15 @@ def _warnings(plan: Plan) -> Iterator[str]:
         watched = plan.guard.engines[kind]
         if watched.lossy:
             yield f"{kind}: {', '.join(watched.lossy)} can change the model's answers; {_checked(plan, watched)}"
+        yield from _rules(plan, kind)
         roles = {name: parameter.role for name, parameter in space.sampled()}
         yield from (f"{kind}: {caution}" for caution in plan.workload.cautions(roles))
         resolved = plan.resolved.get(kind)
         if resolved and plan.space.encode(Configuration(engine=kind), resolved) is None:
             yield f"{kind}: the default lies outside the search space; it is the baseline and is not shown to the sampler."
+    if (named := len(plan.engines) + len(plan.first)) > plan.study.budget.trials:
+        budget = plan.study.budget.trials
+        yield f"{named} trials are named, the defaults among them, and {budget} are the budget: the last are left out."
     if plan.study.budget.trials < 2 * len(plan.study.objectives) + 3:
         goals = len(plan.study.objectives)
         yield f"{plan.study.budget.trials} trials are few for {goals} objectives; expect little beyond the default."
