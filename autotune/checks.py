@@ -13,6 +13,7 @@ from autotune.engines.base import Engine
 from autotune.errors import AutotuneError, InvalidInput, MissingPrerequisite, Mistake, WrongValue, nearest
 from autotune.score import Selector
 from autotune.search import grid, samplers
+from autotune.search.rehearsal import rehearse
 from autotune.source import Place, Source
 from autotune.space import Space
 from autotune.study import Study
@@ -136,6 +137,18 @@ def machinery(study: Study, text: Source) -> Iterator[Mistake]:
             _tracking_uri(study.tracking.uri)
         except WrongValue as error:
             yield text.mistake(("tracking", "uri"), error.problem, found=repr(study.tracking.uri), **error.details)
+
+
+def sampler(study: Study, text: Source, space: Space) -> Iterator[Mistake]:
+    """Whether the sampler gives points of this space for these goals. Raises MissingPrerequisite."""
+    try:
+        rehearse(study, space)
+    except InvalidInput as error:
+        yield from (text.placed(mistake, mistake.path.split(".")) for mistake in error.mistakes)
+    except MissingPrerequisite:
+        raise
+    except AutotuneError as error:
+        yield text.mistake(("search", "options" if study.search.options else "sampler"), str(error))
 
 
 def _tracking_uri(uri: str) -> None:
