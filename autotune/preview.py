@@ -68,8 +68,11 @@ class Preview(Frozen):
     objectives: tuple[str, ...]
     constraints: tuple[str, ...]
     levels: tuple[Mapping[str, Scalar], ...]
+    climbs: bool
+    """Whether further levels are found by a climb to an SLO."""
     parameters: tuple[ParameterLine, ...]
     rules: tuple[str, ...]
+    """Of the rules, those that read what this study tunes."""
     size: float | None
     """Points of the space; None when it is continuous."""
     first: tuple[TrialLine, ...]
@@ -90,7 +93,8 @@ def preview(plan: Plan) -> Preview:
         constraints=tuple(constraint.name for constraint in plan.study.constraints),
         levels=plan.workload.levels(),
         parameters=tuple(_parameters(plan)),
-        rules=tuple(f"{rule.rule}: {rule.reason}" for space in plan.space.engines.values() for rule in space.forbid),
+        climbs=_climbs(plan),
+        rules=tuple(f"{rule.rule}: {rule.reason}" for space in plan.space.engines.values() for rule in space.telling()),
         size=None if size == float("inf") else size,
         first=tuple(_first(plan)),
         ends_early=_ends_early(plan),
@@ -149,9 +153,13 @@ def _launch(plan: Plan, configuration: Configuration) -> tuple[str, dict[str, st
     return redact(shlex.join(launch.argv)), redact_env(launch.env)
 
 
+def _climbs(plan: Plan) -> bool:
+    return "slo_request_rate" in plan.workload.metrics()
+
+
 def _ends_early(plan: Plan) -> str:
     search = plan.study.search
-    several = len(plan.workload.levels()) > 1 or "slo_request_rate" in plan.workload.metrics()
+    several = len(plan.workload.levels()) > 1 or _climbs(plan)
     if not search.early_exit or plan.workload.needs == "training" or not (several or search.probe_s):
         return ""
     probe = f"a first pass of {search.probe_s:g} s over the levels, and after " if search.probe_s else ""
@@ -207,8 +215,9 @@ def _backwards(plan: Plan) -> Iterator[str]:
 def _rules(plan: Plan, kind: str) -> Iterator[str]:
     """Rules of the study that do not do what they seem to."""
     space, resolved = plan.space.engines[kind], plan.resolved.get(kind)
+    telling = list(space.telling())
     for rule in (rule for rule in space.forbid if isinstance(rule, StudyRule) and resolved):
-        if rule.expression.names.isdisjoint(space.names()):
+        if rule not in telling:
             yield f"{kind}: the rule {rule.rule!r} reads nothing that this study tunes, so it forbids nothing."
         elif rule.expression.holds({**(resolved or {}), **space.fixed}):
             yield f"{kind}: the rule {rule.rule!r} holds of the default, which is measured all the same, as the baseline."

@@ -101,6 +101,6 @@ def _finished(plan: Plan, agenda: Agenda, tracker: tracking.Tracker | None) -> F
         tracker.flush(_FLUSH_S)
         behind = tracker.status()
         tracker.close()
-        said.append(behind or f"Compare the trials in MLflow: autotune ui --store {plan.store}")
+        said.append(behind or tracking.shown(plan.store, plan.study.tracking))
     reason = agenda.stopped or "The study is over."
     return Finished(found, reason, tuple(verdicts(found, agenda.finals)), tuple(written), tuple(said))

@@ -106,6 +106,10 @@ class EngineSpace(Frozen):
             found.update(parameter.members if isinstance(parameter, TupleParameter) else [name])
         return frozenset(found)
 
+    def telling(self) -> Iterator[Rule]:
+        """The rules that a configuration can break: they read something that it sets."""
+        yield from (rule for rule in self.forbid if not rule.expression.names.isdisjoint(self.names()))
+
     def active(self, parameter: Parameter, values: Mapping[str, Value]) -> bool:
         """Whether a parameter's condition holds; an undecidable condition does not."""
         return parameter.when is None or parse(parameter.when).holds({**self.known, **self.fixed, **values})

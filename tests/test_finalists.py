@@ -6,7 +6,7 @@ import pytest
 
 from autotune import export, results
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
-from autotune.finalists import choose, on_winner, plan, verdicts, winner
+from autotune.finalists import Verdict, choose, on_winner, plan, verdicts, winner
 from autotune.trial import CLIENT_LATE, Measured, Measurement, Origin, Row, TrialJob
 
 CONSTRAINT = "ttft_ms.p99"
@@ -161,3 +161,9 @@ def test_an_export_lacks_credentials_and_says_so(study):
     analysis, _ = study({"tokens": 150.0})
     (said,) = (one for one in export._cautions(analysis, analysis.candidate(1), withheld) if "credential" in one)
     assert "HF_TOKEN, PROXY, STORED_TOKEN" in said
+
+
+@pytest.mark.parametrize(("p", "said"), [(0.0, "p < 1e-06"), (2e-9, "p < 1e-06"), (0.031, "p = 0.031"), (1.0, "p = 1")])
+def test_no_verdict_claims_a_probability_of_zero(p, said):
+    one = Verdict(trial=1, objective="peak_memory_gib", ratio=0.2, low=0.2, high=0.2, p=p, answer="better")
+    assert f"{said} after correction" in str(one)

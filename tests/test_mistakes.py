@@ -196,7 +196,7 @@ WRONG = [
     ("sampler: tpe", "sampler: nsga2, options: {population_size: 1}", 21, "search.options", "does not take these options"),
     ("seed: 1", "seed: -1", 21, "search.seed", "This must be at least 0. Found -1."),
     ("sampler: tpe", "sampler: 'optuna.samplers:CmaEsSampler'", 21, "search.sampler", "CmaEsSampler cannot be used"),
-    ("seed: 1", "options: {n_ei_candidates: many}", 21, "search.options", "TPESampler cannot search this study: TypeError"),
+    ("seed: 1", "options: {n_ei_candidates: many}", 21, "search.options", "TPESampler cannot search this study: ValueError"),
     ("seed: 1", STAGES + "[[max_num_sqs]]", 21, "search.stages[0][0]", "Did you mean 'max_num_seqs'?"),
     ("seed: 1", STAGES + "[[block_size]]", 21, "search.stages[0][0]", "not a parameter that this study's search chooses"),
     ("seed: 1", STAGES + "[[max_num_seqs], [max_num_seqs]]", 21, "search.stages[1][0]", "stands in the stages twice"),
