@@ -6,19 +6,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from autotune import answers, executors, exporters, workloads
 from autotune.engines.base import Engine
 from autotune.errors import AutotuneError, InvalidInput, MissingPrerequisite, Mistake, WrongValue, nearest
 from autotune.score import Selector
-from autotune.search import samplers
+from autotune.search import grid, samplers
+from autotune.search.rehearsal import rehearse
 from autotune.source import Place, Source
 from autotune.space import Space
 from autotune.study import Study
-from autotune.trial import Configuration
+from autotune.trial import Configuration, Value
 from autotune.workloads.base import Workload
 
 URI_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 """What MLflow takes as a tracking server."""
+_DRAWS = 300
+"""More than the search draws for a trial before it takes the space for exhausted."""
 
 
 def engine_place(text: Source, index: int) -> Place:
@@ -134,6 +139,18 @@ def machinery(study: Study, text: Source) -> Iterator[Mistake]:
             yield text.mistake(("tracking", "uri"), error.problem, found=repr(study.tracking.uri), **error.details)
 
 
+def sampler(study: Study, text: Source, space: Space) -> Iterator[Mistake]:
+    """Whether the sampler gives points of this space for these goals. Raises MissingPrerequisite."""
+    try:
+        rehearse(study, space)
+    except InvalidInput as error:
+        yield from (text.placed(mistake, mistake.path.split(".")) for mistake in error.mistakes)
+    except MissingPrerequisite:
+        raise
+    except AutotuneError as error:
+        yield text.mistake(("search", "options" if study.search.options else "sampler"), str(error))
+
+
 def _tracking_uri(uri: str) -> None:
     """Raise WrongValue for what MLflow could not open; that it answers is seen only when it is asked."""
     try:
@@ -165,7 +182,9 @@ def first_trials(study: Study, text: Source, space: Space) -> tuple[list[Configu
 
 
 def stages(study: Study, text: Source, space: Space) -> Iterator[Mistake]:
-    """Whether the groups of a staged search hold parameters that the search chooses, each once."""
+    """Whether the groups of a staged search hold parameters that the search chooses, each once, and are read at all."""
+    if study.search.stages and study.search.strategy != "staged":
+        yield text.mistake(("search", "stages"), "Stages are for 'strategy: staged'; a joint search has none.")
     chosen = [name for engine in space.engines.values() for name, _ in engine.sampled()]
     seen: set[str] = set()
     for index, group in enumerate(study.search.stages):
@@ -177,6 +196,18 @@ def stages(study: Study, text: Source, space: Space) -> Iterator[Mistake]:
             elif name in seen:
                 yield text.mistake(place, f"{name!r} stands in the stages twice.")
             seen.add(name)
+
+
+def possible(study: Study, text: Source, space: Space, resolved: Mapping[str, Mapping[str, Value]]) -> Iterator[Mistake]:
+    """Whether the rules leave anything to search; a grid is walked point by point, and finds what is left by itself."""
+    random = np.random.default_rng(study.search.seed)
+    drawn = (space.decode(grid.draw(space, random)) for _ in range(_DRAWS))
+    broken = [space.forbidden(one, resolved.get(one.engine)) for one in drawn] if study.search.sampler != "grid" else [None]
+    rules = [rule.rule for rule in broken if rule is not None]
+    if len(rules) == len(broken):
+        most = max(rules, key=rules.count)
+        place = ("search_space", "forbid") if study.search_space.forbid else ("search_space",)
+        yield text.mistake(place, f"The rules forbid all of {_DRAWS} random configurations, most of them by {most!r}.")
 
 
 def _first_trial(values: Mapping[str, Any], text: Source, place: Place, space: Space) -> Configuration:

@@ -195,8 +195,11 @@ def ui(store: StoreOption = STORE, port: Annotated[int, typer.Option("--port", m
 
     Example: autotune ui --port 5001
     """
-    from autotune import tracking
+    from autotune import ledger, tracking
+    from autotune.errors import NotFound
 
+    if not ledger.studies(store) and not (store / "mlflow.db").exists():
+        raise NotFound(f"The store {store} holds no study yet.")
     command = tracking.ui_command(store, port=port)
     typer.echo(f"MLflow opens on http://127.0.0.1:{port}; end it with Ctrl-C.")
     os.execv(command[0], command)

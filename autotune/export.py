@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from autotune.exporters.base import Figure, Winner
 from autotune.ledger import STUDY
 from autotune.metrics import lookup
 from autotune.results import StudyResults
-from autotune.secrets import redact
+from autotune.secrets import MASK, is_secret_name, redact
 
 _ONCE = "It was not measured again beside the default: its figures are the search's own and may owe something to luck."
 
@@ -98,22 +99,28 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
         model_path=engine.model_path(plan.cache_of(store)),
         configuration=record.configuration,
         parameters={name: value for name, value in values.items() if not name.startswith("env.")},
-        env={**engine.options.env, **env},
+        env={name: value for name, value in {**engine.options.env, **env}.items() if name not in _withheld(engine)},
         interpreter=engine.options.python,
         gpus=len(record.gpus),
         options=engine.options.model_dump(mode="json", exclude_unset=True),
         figures=tuple(_figures(found, chosen)),
         measured_on=f"{when} on {identity.device}".strip(),
-        cautions=_cautions(found, chosen),
+        cautions=_cautions(found, chosen, _withheld(engine)),
         unsteady=tuple(dict.fromkeys(reason for record in chosen.records for reason in found.unsteady(record))),
     )
 
 
-def _cautions(found: StudyResults, chosen: Candidate) -> tuple[str, ...]:
-    """That its numbers were not measured again, and that its answers can differ from the default's and nobody looked."""
+def _withheld(engine: Engine) -> list[str]:
+    """Variables that hold a credential: a masked one would take the place of what is set where the files are used."""
+    return [name for name, value in engine.options.env.items() if is_secret_name(name) or MASK in redact(value)]
+
+
+def _cautions(found: StudyResults, chosen: Candidate, withheld: Sequence[str] = ()) -> tuple[str, ...]:
+    """That its numbers were not measured again, that its answers can differ and nobody looked, and what it lacks."""
     once = [] if chosen is found.default_candidate or finalists.confirmed(chosen) else [_ONCE]
     check = found.quality.check(chosen.records[0].configuration)
-    return (*once, *([str(check)] if check is not None and check.answer == "not checked" else []))
+    lacks = [f"Set {', '.join(withheld)} where it is launched: a credential is not written down."] if withheld else []
+    return (*once, *([str(check)] if check is not None and check.answer == "not checked" else []), *lacks)
 
 
 def _identity(engine: Engine, found: StudyResults) -> Identity:

@@ -23,6 +23,8 @@ from autotune.trial import Frozen, Origin, TrialJob, TrialRecord
 Answer = Literal["better", "worse", "not distinguishable"]
 LEVEL = 0.05
 """Probability of any wrong verdict among all of them."""
+LEAST_P = 1e-6
+"""No smaller one is printed: a few runs that happen to agree to the last digit are no proof beyond it."""
 
 
 class Verdict(Frozen):
@@ -41,7 +43,8 @@ class Verdict(Frozen):
 
     def __str__(self) -> str:
         bounds = f"{self.ratio:.3f} times the default, 95 % interval {self.low:.3f} to {self.high:.3f}"
-        return f"Trial {self.trial}, {self.objective}: {self.answer} ({bounds}, p = {self.p:.2g} after correction)."
+        chance = f"p = {self.p:.2g}" if self.p >= LEAST_P else f"p < {LEAST_P:g}"
+        return f"Trial {self.trial}, {self.objective}: {self.answer} ({bounds}, {chance} after correction)."
 
 
 def plan(analysis: Analysis, spec: Finalists, first_number: int, seed: int) -> list[TrialJob]:

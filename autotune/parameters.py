@@ -244,7 +244,9 @@ class TupleParameter(Parameter):
         return Choice(tuple(_key(list(entry)) for entry in self.values))
 
     def decode(self, name: str, internal: Scalar) -> dict[str, Value]:
-        entry = next(entry for entry in self.values if _key(list(entry)) == internal)
+        entry = next((entry for entry in self.values if _key(list(entry)) == internal), None)
+        if entry is None:
+            raise LookupError(f"{internal!r} is none of the values of {name}")
         return dict(zip(self.members, entry, strict=True))
 
     def encode(self, name: str, values: Mapping[str, Value]) -> Scalar:

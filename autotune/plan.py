@@ -132,6 +132,8 @@ def confirm(plan: Plan) -> Plan:
         collected.extend(_too_many_gpus(plan, kind))
     if len(known) == len(plan.engines):
         collected.extend(flag_checks.expressions(plan.study, plan.text, plan.space, known))
+        collected.extend(checks.sampler(plan.study, plan.text, plan.space.knowing(resolved)))
+        collected.extend(checks.possible(plan.study, plan.text, plan.space.knowing(resolved), resolved))
     collected.finish()
     return replace(plan, space=plan.space.knowing(resolved), identities=identities, resolved=resolved)
 

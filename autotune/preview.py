@@ -16,7 +16,8 @@ from autotune.metrics import lookup
 from autotune.parameters import Parameter
 from autotune.plan import Plan
 from autotune.quality import Watched
-from autotune.secrets import redact
+from autotune.secrets import redact, redact_env
+from autotune.space import StudyRule
 from autotune.trial import Configuration, Frozen, Scalar, Value
 
 
@@ -67,8 +68,11 @@ class Preview(Frozen):
     objectives: tuple[str, ...]
     constraints: tuple[str, ...]
     levels: tuple[Mapping[str, Scalar], ...]
+    climbs: bool
+    """Whether further levels are found by a climb to an SLO."""
     parameters: tuple[ParameterLine, ...]
     rules: tuple[str, ...]
+    """Of the rules, those that read what this study tunes."""
     size: float | None
     """Points of the space; None when it is continuous."""
     first: tuple[TrialLine, ...]
@@ -89,7 +93,8 @@ def preview(plan: Plan) -> Preview:
         constraints=tuple(constraint.name for constraint in plan.study.constraints),
         levels=plan.workload.levels(),
         parameters=tuple(_parameters(plan)),
-        rules=tuple(f"{rule.rule}: {rule.reason}" for space in plan.space.engines.values() for rule in space.forbid),
+        climbs=_climbs(plan),
+        rules=tuple(f"{rule.rule}: {rule.reason}" for space in plan.space.engines.values() for rule in space.telling()),
         size=None if size == float("inf") else size,
         first=tuple(_first(plan)),
         ends_early=_ends_early(plan),
@@ -145,12 +150,16 @@ def _launch(plan: Plan, configuration: Configuration) -> tuple[str, dict[str, st
     folder = plan.folder / "trials" / "NNNN"
     context = Context(study=plan.study.name, trial=0, tag="preview", folder=folder, scratch=folder, cache=plan.cache)
     launch = plan.engines[configuration.engine].launch(configuration, context)
-    return redact(shlex.join(launch.argv)), {name: redact(value) for name, value in launch.env.items()}
+    return redact(shlex.join(launch.argv)), redact_env(launch.env)
+
+
+def _climbs(plan: Plan) -> bool:
+    return "slo_request_rate" in plan.workload.metrics()
 
 
 def _ends_early(plan: Plan) -> str:
     search = plan.study.search
-    several = len(plan.workload.levels()) > 1 or "slo_request_rate" in plan.workload.metrics()
+    several = len(plan.workload.levels()) > 1 or _climbs(plan)
     if not search.early_exit or plan.workload.needs == "training" or not (several or search.probe_s):
         return ""
     probe = f"a first pass of {search.probe_s:g} s over the levels, and after " if search.probe_s else ""
@@ -203,6 +212,17 @@ def _backwards(plan: Plan) -> Iterator[str]:
             yield f"{name}: {end} is better for this metric, and the study asks for the opposite."
 
 
+def _rules(plan: Plan, kind: str) -> Iterator[str]:
+    """Rules of the study that do not do what they seem to."""
+    space, resolved = plan.space.engines[kind], plan.resolved.get(kind)
+    telling = list(space.telling())
+    for rule in (rule for rule in space.forbid if isinstance(rule, StudyRule) and resolved):
+        if rule not in telling:
+            yield f"{kind}: the rule {rule.rule!r} reads nothing that this study tunes, so it forbids nothing."
+        elif rule.expression.holds({**(resolved or {}), **space.fixed}):
+            yield f"{kind}: the rule {rule.rule!r} holds of the default, which is measured all the same, as the baseline."
+
+
 def _checked(plan: Plan, watched: Watched) -> str:
     """What will be done about that."""
     if watched.unchecked is not None:
@@ -217,11 +237,15 @@ def _warnings(plan: Plan) -> Iterator[str]:
         watched = plan.guard.engines[kind]
         if watched.lossy:
             yield f"{kind}: {', '.join(watched.lossy)} can change the model's answers; {_checked(plan, watched)}"
+        yield from _rules(plan, kind)
         roles = {name: parameter.role for name, parameter in space.sampled()}
         yield from (f"{kind}: {caution}" for caution in plan.workload.cautions(roles))
         resolved = plan.resolved.get(kind)
         if resolved and plan.space.encode(Configuration(engine=kind), resolved) is None:
             yield f"{kind}: the default lies outside the search space; it is the baseline and is not shown to the sampler."
+    if (named := len(plan.engines) + len(plan.first)) > plan.study.budget.trials:
+        budget = plan.study.budget.trials
+        yield f"{named} trials are named, the defaults among them, and {budget} are the budget: the last are left out."
     if plan.study.budget.trials < 2 * len(plan.study.objectives) + 3:
         goals = len(plan.study.objectives)
         yield f"{plan.study.budget.trials} trials are few for {goals} objectives; expect little beyond the default."

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from autotune import executors, export, policy, process, results, tracking
+from autotune import executors, export, policy, process, results, source, tracking
 from autotune.agenda import Agenda
 from autotune.errors import AutotuneError, Interrupted, NothingMeasured
 from autotune.executors.base import Site
@@ -19,7 +19,6 @@ from autotune.loop import Loop
 from autotune.plan import Plan
 from autotune.quality import QUALITY
 from autotune.results import StudyResults
-from autotune.secrets import redact
 
 _FLUSH_S = 30.0
 
@@ -37,7 +36,7 @@ class Finished:
 
 def run(plan: Plan, *, fresh: bool = False, cold: bool = False, reporter: Reporter) -> Finished:
     """Run a study to its end, or continue it. Raises Interrupted, StudyBusy, StoreUnwritable, MachineUnusable, NothingMeasured."""
-    with Ledger(plan.folder, redact(plan.text.text), plan.study.identity, fresh=fresh) as ledger:
+    with Ledger(plan.folder, source.masked(plan.text), plan.study.identity, fresh=fresh) as ledger:
         for reaped in process.reap(plan.store):
             reporter.say(f"Ended what an earlier run left behind: {reaped}.")
         policy.same_engines(plan, ledger)
@@ -102,6 +101,6 @@ def _finished(plan: Plan, agenda: Agenda, tracker: tracking.Tracker | None) -> F
         tracker.flush(_FLUSH_S)
         behind = tracker.status()
         tracker.close()
-        said.append(behind or f"Compare the trials in MLflow: autotune ui --store {plan.store}")
+        said.append(behind or tracking.shown(plan.store, plan.study.tracking))
     reason = agenda.stopped or "The study is over."
     return Finished(found, reason, tuple(verdicts(found, agenda.finals)), tuple(written), tuple(said))

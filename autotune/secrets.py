@@ -13,6 +13,9 @@ MASK = "***"
 _NAME = r"[A-Za-z0-9_.\-]*(?:API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)"
 _URL = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.\-]*://)[^\s/@'\"]+@", re.IGNORECASE)
 _ASSIGNED = re.compile(rf"(?P<name>\b{_NAME})(?P<sep>[\"']?\s*[=:]\s*[\"']?)(?P<value>[^\s\"'&,;}}]+)", re.IGNORECASE)
+_CREDENTIAL = re.compile(_NAME, re.IGNORECASE)
+_REFERENCE = re.compile(r"\$\{[A-Z_][A-Z0-9_]*(?::?-)?\}?")
+_NO_CREDENTIALS = ("", "none", "null", "true", "false", "...", MASK)
 _OPTION = re.compile(r"(?P<name>--(?:hf-token|api-key|token|password|secret))(?P<sep>[ =])(?P<value>[^\s\"']+)", re.IGNORECASE)
 _BEARER = re.compile(r"(?P<name>\b(?:Bearer|Basic))(?P<sep>\s+)(?P<value>[A-Za-z0-9._~+/\-]{8,}=*)")
 _KNOWN = re.compile(
@@ -36,6 +39,11 @@ def redact(text: str) -> str:
     return _KNOWN.sub(MASK, text)
 
 
+def redact_named(name: str, value: str) -> str:
+    """A value as it may be shown, given what it stands under."""
+    return MASK if _is_credential(name, value) else redact(value)
+
+
 def redact_argv(argv: Sequence[str]) -> tuple[str, ...]:
     """A command with the values of credential options masked, whether they stand in the same argument or in the next."""
     hidden = [False, *(part.startswith("--") and "=" not in part and is_secret_name(part) for part in argv)]
@@ -48,7 +56,11 @@ def redact_env(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def _mask_assigned(match: re.Match[str]) -> str:
-    """`max_tokens=64` is a number of tokens, not a credential."""
-    if _COUNTS.fullmatch(match["name"].strip("-")) or match["value"] in ("None", "null", MASK):
-        return match[0]
-    return f"{match['name']}{match['sep']}{MASK}"
+    return f"{match['name']}{match['sep']}{MASK}" if _is_credential(match["name"], match["value"]) else match[0]
+
+
+def _is_credential(name: str, value: str) -> bool:
+    """`max_tokens: 64` is a number of tokens, `automountServiceAccountToken: false` a switch, `${HF_TOKEN:-}` a variable."""
+    counts = _COUNTS.fullmatch(name.strip("-"))
+    none = value.lower() in _NO_CREDENTIALS or _REFERENCE.fullmatch(value)
+    return bool(_CREDENTIAL.fullmatch(name)) and not counts and not none

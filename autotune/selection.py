@@ -11,7 +11,7 @@ from autotune import conditions, validation
 from autotune.errors import InvalidInput, Mistake, nearest
 from autotune.parameters import AnyParameter, Parameter, TupleParameter
 from autotune.source import Place, Source
-from autotune.space import EngineSpace, Rule, SpaceFile
+from autotune.space import EngineSpace, Rule, SpaceFile, StudyRule
 from autotune.study import SpaceSection, Study
 from autotune.trial import Value
 
@@ -178,11 +178,11 @@ class Selection:
 
     def rules(self, place: Place, section: SpaceSection) -> list[Rule]:
         """The forbid rules that a section adds."""
-        result = []
+        result: list[Rule] = []
         for index, raw in enumerate(section.forbid):
             given = {"rule": raw, "reason": "The study forbids it."} if isinstance(raw, str) else raw
             try:
-                result.append(validation.validate(Rule, given, self.text, (*place, "forbid", index)))
+                result.append(validation.validate(StudyRule, given, self.text, (*place, "forbid", index)))
             except InvalidInput as error:
                 self.mistakes += error.mistakes
         return result

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from autotune.errors import InvalidInput, Mistake
-from autotune.secrets import redact
+from autotune.secrets import redact, redact_named
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
@@ -25,6 +26,11 @@ _COLLECTIONS = {"tag:yaml.org,2002:" + name for name in ("map", "seq")}
 
 _SCIENTIFIC = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 """Floats that YAML 1.1, which the parser follows, takes for text because they lack a point or a sign."""
+
+_PROPERTIES = re.compile(r"(?:[&!]\S*\s+)+")
+"""A value's anchor and tag."""
+_COMMENT = re.compile(r"#[^\n]*")
+"""What stands between names and values and is more than punctuation."""
 
 Place = tuple[str | int, ...]
 
@@ -99,6 +105,45 @@ def parse(text: str, file: str = "<text>") -> Source:
     finally:
         loader.dispose()
     return Source(file, data, lines, text)
+
+
+def masked(source: Source) -> str:
+    """The text of a parsed file, its credentials masked such that it parses as before."""
+    kept, end = list[str](), 0
+    root = yaml.compose(source.text, yaml.SafeLoader)
+    found: dict[tuple[int, int], str | None] = {}
+    for start, stop, shown in _scalars(root, ""):
+        # An alias brings a value under several names.
+        found[start, stop] = found.get((start, stop)) or shown
+    for (start, stop), hidden in sorted(found.items()):
+        between, own = source.text[end:start], source.text[start:stop]
+        kept += [_COMMENT.sub(_said, between), own if hidden is None else _quoted(hidden, own)]
+        end = stop
+    return "".join([*kept, _COMMENT.sub(_said, source.text[end:])])
+
+
+def _said(comment: re.Match[str]) -> str:
+    return redact(comment.group())
+
+
+def _scalars(node: yaml.Node | None, name: str) -> Iterator[tuple[int, int, str | None]]:
+    """Where each name and value stands, and what to show for one that holds a credential."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _scalars(key, "")
+            yield from _scalars(value, str(key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _scalars(item, name)
+    elif isinstance(node, yaml.ScalarNode):
+        shown = redact_named(name, node.value)
+        yield node.start_mark.index, node.end_mark.index, None if shown == node.value else shown
+
+
+def _quoted(value: str, replaced: str) -> str:
+    """A value as YAML on one line, with the anchor and the line's end of what it replaces."""
+    anchored = _PROPERTIES.match(replaced)
+    return (anchored.group() if anchored else "") + json.dumps(value) + ("\n" if replaced.endswith("\n") else "")
 
 
 def _printable(text: str, file: str) -> bool:

@@ -32,7 +32,19 @@ Point = dict[str, Scalar]
 
 Choose = Callable[[str, Distribution], Scalar]
 
-__all__ = ["Choice", "Choose", "Distribution", "EngineSpace", "FloatRange", "IntRange", "Point", "Rule", "Space", "SpaceFile"]
+__all__ = [
+    "Choice",
+    "Choose",
+    "Distribution",
+    "EngineSpace",
+    "FloatRange",
+    "IntRange",
+    "Point",
+    "Rule",
+    "Space",
+    "SpaceFile",
+    "StudyRule",
+]
 
 
 class Rule(Frozen):
@@ -46,6 +58,10 @@ class Rule(Frozen):
     @property
     def expression(self) -> Expression:
         return parse(self.rule)
+
+
+class StudyRule(Rule):
+    """A combination that a study's user does not want."""
 
 
 class SpaceFile(Frozen):
@@ -89,6 +105,10 @@ class EngineSpace(Frozen):
         for name, parameter in self.parameters.items():
             found.update(parameter.members if isinstance(parameter, TupleParameter) else [name])
         return frozenset(found)
+
+    def telling(self) -> Iterator[Rule]:
+        """The rules that a configuration can break: they read something that it sets."""
+        yield from (rule for rule in self.forbid if not rule.expression.names.isdisjoint(self.names()))
 
     def active(self, parameter: Parameter, values: Mapping[str, Value]) -> bool:
         """Whether a parameter's condition holds; an undecidable condition does not."""
@@ -186,8 +206,9 @@ class Space:
     def forbidden(self, configuration: Configuration, facts: Mapping[str, Value] | None = None) -> Rule | None:
         """The first rule that forbids a configuration.
 
-        `facts` are values the rules may read beside the parameters: what the engine resolved for its default. A rule that
-        holds for those alone says nothing about a configuration, since the engine does run its default.
+        `facts` are values the rules may read beside the parameters: what the engine resolved for its default. A rule of the
+        space file that holds for those alone says nothing about a configuration, since the engine does run its default. One
+        that the study wrote is what its user wants, so it holds of whatever sets a parameter that it reads.
         """
         space = self.engines.get(configuration.engine)
         if space is None:
@@ -195,11 +216,17 @@ class Space:
         given = {**(facts or {}), **space.fixed}
         values = {**given, **configuration.values}
         broken = (rule for rule in space.forbid if rule.expression.holds(values))
-        return next((rule for rule in broken if not (facts and rule.expression.holds(given))), None)
+        return next((rule for rule in broken if not (facts and _of_the_default(rule, given, configuration))), None)
 
     def size(self) -> float:
         """How many points there are; infinite with a continuous parameter. Conditions are ignored."""
         return sum(math.prod(_count(p.distribution()) for _, p in space.sampled()) for space in self.engines.values())
+
+
+def _of_the_default(rule: Rule, given: Mapping[str, Value], configuration: Configuration) -> bool:
+    """Whether what a rule holds of is the engine's default and not the configuration."""
+    told = isinstance(rule, StudyRule) and not rule.expression.names.isdisjoint(configuration.values)
+    return rule.expression.holds(given) and not told
 
 
 def _count(distribution: Distribution | None) -> float:

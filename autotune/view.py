@@ -52,16 +52,17 @@ def print_preview(shown: Preview) -> None:
     console.print(
         f"Objectives: {'; '.join(shown.objectives)}. Constraints: {'; '.join(shown.constraints) or 'none'}.", markup=False
     )
-    console.print(
-        "Load levels: " + ("; ".join(str(dict(level)) for level in shown.levels) or "found by the workload"), markup=False
-    )
+    levels = [", ".join(f"{name}={number(value)}" for name, value in level.items()) for level in shown.levels]
+    found = ["a rate that a climb finds"] if shown.climbs else []
+    console.print(f"Load levels: {'; '.join([*levels, *found]) or 'found by the workload'}", markup=False)
     columns = ("parameter", "canonical", "values", "default here", "engine")
     rows = [(line.name, line.canonical, line.values, line.default, line.engine) for line in shown.parameters]
     console.print(table("\nSearch space", columns, rows))
     for rule in shown.rules:
         console.print(f"  forbidden: {rule}", markup=False)
     for index, trial in enumerate(shown.first):
-        console.print(f"\nTrial {index}, {trial.why}: {overrides(trial.configuration)}", markup=False)
+        told = f": {overrides(trial.configuration)}" if trial.configuration.values else ""
+        console.print(f"\nTrial {index} ({trial.configuration.engine}), {trial.why}{told}", markup=False)
         if trial.command:
             console.print(
                 "  " + " ".join([*(f"{k}={v}" for k, v in trial.environment.items()), trial.command]), markup=False, soft_wrap=True

@@ -73,6 +73,12 @@ def test_every_command_is_tested_here():
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(COMMANDS)
 
 
+def test_no_tracking_database_is_made_for_a_store_that_is_not_there(tmp_path):
+    code, _, err = answer("ui", "--store", tmp_path / "typo")
+    assert (code, err) == (2, f"The store {tmp_path / 'typo'} holds no study yet.\n")
+    assert not (tmp_path / "typo").exists()
+
+
 def test_run_reports_what_it_measured(kept):
     told = json.loads((kept / "run.json").read_text())
     assert told["study"] == "replay"

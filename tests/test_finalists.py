@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from autotune import export, results
-from autotune.finalists import choose, on_winner, plan, verdicts, winner
+from autotune.engines.recorded import RecordedEngine, RecordedOptions
+from autotune.finalists import Verdict, choose, on_winner, plan, verdicts, winner
 from autotune.trial import CLIENT_LATE, Measured, Measurement, Origin, Row, TrialJob
 
 CONSTRAINT = "ttft_ms.p99"
@@ -149,3 +150,20 @@ def test_the_default_wins_over_a_finalist_that_cannot_be_told_from_it(won):
     analysis, one, said = won({"tokens": 95.0}, {"tokens": 110.0}, third=120.0)
     assert "not measured again" not in said
     assert one is analysis.default_candidate and "nothing measured again beside it is better" in said
+
+
+def test_an_export_lacks_credentials_and_says_so(study):
+    """A masked one would hide what is set where the files are used, and as a Kubernetes variable one was written in full."""
+    given = {"HF_TOKEN": "hush", "PROXY": "http://me:hush@host/", "STORED_TOKEN": "***", "VLLM_X": "1"}
+    engine = RecordedEngine(RecordedOptions(kind="recorded", env=given))
+    withheld = export._withheld(engine)
+    assert withheld == ["HF_TOKEN", "PROXY", "STORED_TOKEN"]
+    analysis, _ = study({"tokens": 150.0})
+    (said,) = (one for one in export._cautions(analysis, analysis.candidate(1), withheld) if "credential" in one)
+    assert "HF_TOKEN, PROXY, STORED_TOKEN" in said
+
+
+@pytest.mark.parametrize(("p", "said"), [(0.0, "p < 1e-06"), (2e-9, "p < 1e-06"), (0.031, "p = 0.031"), (1.0, "p = 1")])
+def test_no_verdict_claims_a_probability_of_zero(p, said):
+    one = Verdict(trial=1, objective="peak_memory_gib", ratio=0.2, low=0.2, high=0.2, p=p, answer="better")
+    assert f"{said} after correction" in str(one)

@@ -44,6 +44,7 @@ OBJECTIVE = "- maximize: output_tokens_per_s"
 CONSTRAINT, BUDGET = '["ttft_ms.p99 <= 500 @ request_rate=30"]', "{trials: 12, gpu_minutes: 90}"
 FIRST = "{max_num_seqs: 64, max_num_batched_tokens: 4096}"
 SEQS, OWN, THIRD = "search_space.override.max_num_seqs", "search_space.parameters.max_num_seqs", "search_space.select[2]"
+STAGES = "strategy: staged, stages: "
 DERIVED = "parameters: {max_num_seqs: {kind: derived, expr: "
 
 # What is replaced in the study, by what, the line and the path of the mistake, and what its message says.
@@ -156,6 +157,8 @@ WRONG = [
     (FORBID, '[{rule: "max_num_seqs > 4"}]', 15, "search_space.forbid[0].reason", "'reason' is missing"),
     (FORBID, '[{rule: "max_num_seqs > 4", reson: x}]', 15, "search_space.forbid[0].reson", "Did you mean 'reason'?"),
     (FORBID, '"max_num_seqs > 4"', 15, "search_space.forbid", "This must be a list"),
+    (FORBID, "[\"kv_cache_dtype != 'fp4'\"]", 15, "search_space.forbid", "forbid all of 300 random configurations"),
+    ("seed: 1", "stages: [[max_num_seqs]]", 21, "search.stages", "a joint search has none"),
     (FORBID, "[7]", 15, "search_space.forbid[0]", "This must be a mapping"),
     (FORBID, '["max_num_seqs >= 1"]', 23, "first_trials[0]", "forbidden (max_num_seqs >= 1)"),
     # Goals.
@@ -192,9 +195,11 @@ WRONG = [
     ("seed: 1", "options: {n_startup: 3}", 21, "search.options", "does not take these options"),
     ("sampler: tpe", "sampler: nsga2, options: {population_size: 1}", 21, "search.options", "does not take these options"),
     ("seed: 1", "seed: -1", 21, "search.seed", "This must be at least 0. Found -1."),
-    ("seed: 1", "stages: [[max_num_sqs]]", 21, "search.stages[0][0]", "Did you mean 'max_num_seqs'?"),
-    ("seed: 1", "stages: [[block_size]]", 21, "search.stages[0][0]", "not a parameter that this study's search chooses"),
-    ("seed: 1", "stages: [[max_num_seqs], [max_num_seqs]]", 21, "search.stages[1][0]", "stands in the stages twice"),
+    ("sampler: tpe", "sampler: 'optuna.samplers:CmaEsSampler'", 21, "search.sampler", "CmaEsSampler cannot be used"),
+    ("seed: 1", "options: {n_ei_candidates: many}", 21, "search.options", "TPESampler cannot search this study: ValueError"),
+    ("seed: 1", STAGES + "[[max_num_sqs]]", 21, "search.stages[0][0]", "Did you mean 'max_num_seqs'?"),
+    ("seed: 1", STAGES + "[[block_size]]", 21, "search.stages[0][0]", "not a parameter that this study's search chooses"),
+    ("seed: 1", STAGES + "[[max_num_seqs], [max_num_seqs]]", 21, "search.stages[1][0]", "stands in the stages twice"),
     ("seed: 1", "strategy: jont", 21, "search.strategy", "Allowed: joint, staged. Did you mean 'joint'?"),
     ("count: 2, repeats: 2", "count: -1", 24, "finalists.count", "This must be at least 0. Found -1."),
     ("count: 2, repeats: 2", "repeats: 1", 24, "finalists.repeats", "This must be at least 2. Found 1."),
@@ -306,6 +311,27 @@ def test_a_goal_the_wrong_way_round_is_noted(tmp_path, old, new, noted):
     warnings = preview.preview(plan.read(path, tmp_path / "store")).warnings
     assert any("asks for the opposite" in warning for warning in warnings) == (noted is not None)
     assert noted is None or any(warning.startswith(noted) for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "noted"),
+    [
+        (
+            FORBID,
+            '["max_num_seqs > 128 or max_num_seqs > max_num_batched_tokens"]',
+            "holds of the default, which is measured all the same",
+        ),
+        (FORBID, '["enforce_eager == true"]', "reads nothing that this study tunes, so it forbids nothing"),
+        ("trials: 12", "trials: 1", "2 trials are named, the defaults among them, and 1 are the budget"),
+    ],
+)
+def test_what_will_not_be_as_it_seems_is_noted(tmp_path, old, new, noted):
+    def notes(text):
+        path = tmp_path / "study.yaml"
+        path.write_text(text)
+        return " ".join(preview.preview(plan.confirm(plan.read(path, tmp_path / "store"))).warnings)
+
+    assert noted in notes(STUDY.replace(old, new)) and noted not in notes(STUDY)
 
 
 def test_more_gpus_than_the_machine_has(tmp_path, monkeypatch):

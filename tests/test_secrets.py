@@ -18,6 +18,7 @@ from autotune.secrets import redact, redact_argv, redact_env
         "--api-key hush --port 1",
         "--hf-token=hush",
         "MLFLOW_TRACKING_PASSWORD: hush",
+        "HF_TOKEN: ${HF_TOKEN:-hush}",
     ],
 )
 def test_credentials_are_masked(text):
@@ -42,6 +43,10 @@ def test_known_token_shapes_are_masked_anywhere(token):
         "KV cache size: 920,144 tokens",
         "user@host",
         "tokenizer=auto",
+        "automountServiceAccountToken: false",
+        "add_special_token=True",
+        "HF_TOKEN: ${HF_TOKEN:-}",
+        "--from-literal=token=...",
     ],
 )
 def test_what_is_no_credential_is_left_alone(text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -45,6 +46,37 @@ def test_a_bomb_of_aliases_is_refused():
     )
     with pytest.raises(InvalidInput, match="more than"):
         source.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("env:\n  HF_TOKEN: hush\nnext: 5\n", {"env": {"HF_TOKEN": "***"}, "next": 5}),
+        ("{HF_TOKEN: hush, a: 1}", {"HF_TOKEN": "***", "a": 1}),
+        ("API_KEY:\n  hush\nb: 2", {"API_KEY": "***", "b": 2}),
+        ("SECRET: |\n  hush\n  hush\nb: 2", {"SECRET": "***", "b": 2}),
+        ("PASSWORD: >-\n  hush\n\nb: 2", {"PASSWORD": "***", "b": 2}),
+        ("my_token: [hush, 'hush']", {"my_token": ["***", "***"]}),
+        ("a: {b_token: &x hush}\nc: *x", {"a": {"b_token": "***"}, "c": "***"}),
+        ("uri: http://me:hush@host/  # token=hush", {"uri": "http://***@host/"}),
+        ("f: [sk-abcdefghijklmnopqrst]", {"f": ["***"]}),
+        (
+            "prompt_key: prompt\nmax_num_batched_tokens: 64\nq_token: true\n",
+            {"prompt_key": "prompt", "max_num_batched_tokens": 64, "q_token": True},
+        ),
+    ],
+)
+def test_a_text_without_its_credentials_is_still_yaml(text, data):
+    """`HF_TOKEN: ***` is an alias to YAML: the study could not be read any more once it had been measured."""
+    masked = source.masked(source.parse(text))
+    assert "hush" not in masked
+    assert source.parse(masked).data == data
+    assert source.masked(source.parse(masked)) == masked
+
+
+def test_a_text_without_credentials_is_kept_as_it_is():
+    for path in Path(__file__).parents[1].glob("*/*.yaml"):
+        assert source.masked(source.read(path)) == path.read_text(), path
 
 
 def test_lines_of_nested_places():

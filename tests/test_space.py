@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from autotune import conditions, spaces
-from autotune.space import Choice, EngineSpace, FloatRange, IntRange, Space, SpaceFile
+from autotune.space import Choice, EngineSpace, FloatRange, IntRange, Space, SpaceFile, StudyRule
 from autotune.trial import Configuration
 
 FILE = SpaceFile.model_validate(
@@ -107,6 +107,17 @@ def test_a_rule_that_holds_for_the_default_itself_forbids_nothing():
     assert ONE.forbidden(Configuration(engine="vllm", values={"block_size": 32}), facts) is None
     broken = Configuration(engine="vllm", values={"max_num_seqs": 1024})
     assert ONE.forbidden(broken, {"max_num_batched_tokens": 512, "max_num_seqs": 8})
+
+
+def test_a_rule_of_the_study_holds_even_where_the_default_breaks_it():
+    """`forbid: ["max_num_seqs > 512"]` was no rule at all on an engine whose default is 1024."""
+    wish = StudyRule(rule="max_num_seqs > 512", reason="The study forbids it.")
+    space = Space([EngineSpace(engine="vllm", parameters=FILE.parameters, forbid=(wish,))])
+    facts = {"max_num_seqs": 1024}
+    for value, forbidden in ((1024, True), (768, True), (512, False)):
+        assert (space.forbidden(Configuration(engine="vllm", values={"max_num_seqs": value}), facts) == wish) == forbidden
+    assert space.forbidden(Configuration(engine="vllm", values={"block_size": 32}), facts) is None
+    assert space.forbidden(Configuration(engine="vllm"), facts) is None
 
 
 def test_the_default_outside_the_space_has_no_point():

@@ -19,7 +19,8 @@ import pytest
 from autotune import process, results
 from autotune.errors import AutotuneError, NotFound
 from autotune.ledger import Ledger
-from autotune.tracking import Tracker, default_uri, payload, receive, state
+from autotune.study import TrackingSpec
+from autotune.tracking import Tracker, default_uri, payload, receive, shown, state
 from autotune.trial import Row
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -385,3 +386,10 @@ def test_a_parent_run_that_a_user_deleted_comes_back_with_all_its_trials(store, 
     assert_each_trial_stands_once(uri)
     parent = next(run.info.run_id for run in runs_of(uri)[1] if run.data.tags["autotune.role"] == "study")
     assert {run.data.tags["mlflow.parentRunId"] for run in children(uri).values()} == {parent}
+
+
+def test_where_the_trials_are_shown_is_said_of_the_server_that_has_them(tmp_path):
+    """`autotune ui` opens the store's own database, in which a study with a server of its own is not."""
+    assert shown(tmp_path, TrackingSpec()) == f"Compare the trials in MLflow: autotune ui --store {tmp_path}"
+    said = shown(tmp_path, TrackingSpec(uri="http://me:hush@host:5000", experiment="nightly"))
+    assert "experiment 'nightly' at http://***@host:5000" in said and "autotune ui" not in said

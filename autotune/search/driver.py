@@ -8,6 +8,7 @@ trials finished.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
 from autotune.feasibility.cut import Cut
@@ -109,13 +110,13 @@ class Driver:
         self._due.pop(configuration.digest, None)
         self._begun[number] = Begun(configuration)
         self._numbers.setdefault(configuration.digest, number)
-        entry = self._entry(number, point)
+        entry = self._entry(number, self._placed(configuration, point) if point else None)
         if entry is not None:
             self._history.running[number] = entry
 
     def cut(self, cut: Cut) -> None:
         """Count a proposal as cut. `ask` does so itself; a resume replays those the ledger kept."""
-        entry = self._entry(cut.number, cut.point, attempt=cut.attempt + 1)
+        entry = self._entry(cut.number, self._placed(cut.configuration, cut.point), attempt=cut.attempt + 1)
         if entry is not None and cut.configuration.digest not in self._cut:
             self._history.tell(entry)
         self._cut.add(cut.configuration.digest)
@@ -142,7 +143,7 @@ class Driver:
         self._tell(record, score)
 
     def _tell(self, record: TrialRecord, score: Score | Reached | None) -> None:
-        point = record.point or self._point_of(record.configuration, record.effective)
+        point = self._placed(record.configuration, record.point, record.effective)
         entry = self._entry(record.number, point, score)
         if entry is None:
             what = "default configuration" if record.origin is Origin.DEFAULT else f"configuration of trial {record.number}"
@@ -156,16 +157,26 @@ class Driver:
     def _entry(
         self, number: int, point: Mapping[str, Scalar] | None, score: Score | Reached | None = None, attempt: int = 0
     ) -> Told | None:
-        """None for a point that this space does not have, as after its ranges were changed between two runs."""
+        """None for a point that this space does not have."""
         try:
             return self._history.entry(number, point, score, attempt) if point else None
-        except (KeyError, ValueError, TypeError):
+        except (LookupError, ValueError, TypeError):
             return None
 
     def _queue(self, first: Sequence[First]) -> tuple[First, ...]:
         defaults = [First(configuration=Configuration(engine=kind), origin=Origin.DEFAULT) for kind in self.space.engines]
         unique = {entry.configuration.digest: entry for entry in reversed([*defaults, *first])}
         return tuple(reversed(unique.values()))
+
+    def _placed(
+        self, configuration: Configuration, point: Mapping[str, Scalar], effective: Mapping[str, Value] | None = None
+    ) -> Mapping[str, Scalar] | None:
+        """A configuration's point in this space. Ranges may have changed since it was proposed, and its point mean another."""
+        with contextlib.suppress(LookupError, ValueError, TypeError):
+            # One that a study named leaves the rest to the engine, so its point says more than it does.
+            if point and (self.space.decode(point) == configuration or point == self._point_of(configuration, {})):
+                return point
+        return self._point_of(configuration, effective or {})
 
     def _point_of(self, configuration: Configuration, effective: Mapping[str, Value]) -> Point | None:
         resolved = {**self._resolved.get(configuration.engine, {}), **effective}

@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseGASampler, BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from autotune.errors import InvalidInput, MissingPrerequisite, Mistake, nearest
+from autotune.errors import AutotuneError, InvalidInput, MissingPrerequisite, Mistake, nearest
 from autotune.score import Direction
 from autotune.space import Choice, Distribution, IntRange, Point, Space
 from autotune.trial import Scalar, Value
@@ -55,16 +55,21 @@ class Conversation:
 
     def __init__(self, sampler: BaseSampler, history: Sequence[FrozenTrial], directions: Sequence[Direction], space: Space) -> None:
         self._space = space
+        self._name = type(sampler).__name__
         with _quiet():
             self._study = optuna.create_study(directions=list(directions), sampler=sampler)
             self._study.add_trials(_with_generations(sampler, history))
         self._last: Trial | None = None
 
     def ask(self) -> Point:
-        """The next point."""
-        with _quiet():
-            self._last = trial = self._study.ask()
-            return self._space.suggest(lambda name, distribution: suggest(trial, name, distribution))
+        """The next point. Raises AutotuneError where the sampler cannot give one."""
+        try:
+            with _quiet():
+                self._last = trial = self._study.ask()
+                return self._space.suggest(lambda name, distribution: suggest(trial, name, distribution))
+        except Exception as error:
+            # Whatever a sampler that is not ours, or one with options of the user's, may raise.
+            raise AutotuneError(f"The sampler {self._name} cannot search this study: {type(error).__name__}: {error}") from error
 
     def reject(self, violations: Mapping[str, float]) -> None:
         """Tell that the last point cannot be run."""

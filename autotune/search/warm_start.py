@@ -55,7 +55,7 @@ def offers(
     for near, name, earlier, history in sorted(related, key=lambda entry: (-entry[0], entry[1])):
         for record in _front(wanted, earlier, list(history.records.values())):
             fits = _fitting(record.configuration, space, resolved)
-            if fits is not None and fits.values and fits.digest not in found:
+            if fits is not None and fits.digest not in found:
                 found[fits.digest] = Offer(configuration=fits, study=name, trial=record.number, similarity=near)
     return list(found.values())[:limit]
 
@@ -170,6 +170,10 @@ def _ordered(scored: Sequence[tuple[TrialRecord, Score]], objectives: Sequence[O
 
 
 def _fitting(configuration: Configuration, space: Space, resolved: Mapping[str, Mapping[str, Value]]) -> Configuration | None:
-    """The configuration as the new space can express it; None when it cannot."""
-    point = space.encode(configuration, resolved.get(configuration.engine, {}))
-    return None if point is None else space.decode(point)
+    """The configuration as the new space can express it; None when it cannot, forbids it, or has it for its default."""
+    known = resolved.get(configuration.engine, {})
+    point = space.encode(configuration, known)
+    if point is None or point == space.encode(Configuration(engine=configuration.engine), known):
+        return None
+    found = space.decode(point)
+    return None if space.forbidden(found, known) else found

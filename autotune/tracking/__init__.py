@@ -16,13 +16,13 @@ from typing import Any, TypeVar, cast
 
 from autotune import ledger, process
 from autotune.secrets import redact
-from autotune.study import Study
+from autotune.study import Study, TrackingSpec
 from autotune.tracking.payload import key_of
 from autotune.tracking.sender import DRIVER, EXPERIMENT, LIMITS, URI, target_of
 from autotune.tracking.state import FOLDER, Request, State, Status, request_path, state_path
 from autotune.trial import TrialRecord
 
-__all__ = ["Tracker", "default_uri", "ui_command"]
+__all__ = ["Tracker", "default_uri", "shown", "ui_command"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 _RESTART_S = 15.0
@@ -32,6 +32,13 @@ _RESTART_S = 15.0
 def default_uri(store: Path) -> str:
     """The store's own database, which `autotune ui` opens."""
     return f"sqlite:///{store.resolve() / 'mlflow.db'}"
+
+
+def shown(store: Path, spec: TrackingSpec) -> str:
+    """Where a user finds a study's trials."""
+    if spec.uri is None:
+        return f"Compare the trials in MLflow: autotune ui --store {store}"
+    return f"Compare the trials in MLflow: the experiment {spec.experiment!r} at {redact(spec.uri)}"
 
 
 def ui_command(store: Path, uri: str | None = None, port: int = 5000) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from autotune.engines.base import Flag, Identity
 from autotune.errors import AutotuneError, InvalidInput
 from autotune.exporters import _proof
 from autotune.exporters.base import Figure, Winner
+from autotune.secrets import redact
 from autotune.trial import Configuration
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -67,6 +68,12 @@ def test_files_are_as_agreed(name, case):
     (text,) = exporters.get(name).render(winner(**(local if case == "cpu" else {}))).values()
     golden = GOLDEN / f"{name}_{case}.yaml"
     assert text == golden.read_text(), f"when the change is meant, write the new text to {golden}"
+
+
+@pytest.mark.parametrize("golden", sorted(GOLDEN.iterdir()), ids=lambda path: path.name)
+def test_masking_credentials_changes_no_file_that_has_none(golden):
+    """What an exporter renders is masked before it is proved and written; a Kubernetes file was broken by it."""
+    assert redact(golden.read_text()) == golden.read_text()
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Service"])

@@ -12,7 +12,7 @@ from autotune.engines.recorded import RecordedEngine, RecordedOptions
 from autotune.feasibility.cut import Cut
 from autotune.score import Constraint, Objective, Score, Selector, score
 from autotune.search import Driver, Proposal
-from autotune.space import EngineSpace, Space, SpaceFile
+from autotune.space import EngineSpace, Rule, Space, SpaceFile
 from autotune.study import Search
 from autotune.trial import Configuration, Measured, TrialFailed, TrialRecord
 from autotune.workloads.recorded import RecordedWorkload, RecordedWorkloadOptions
@@ -25,9 +25,9 @@ CONSTRAINTS = (Constraint.parse("ttft_ms.p99 <= 200 @ request_rate=30"),)
 SPACE_FILE = Path(__file__).parents[2] / "search_spaces" / "recorded.yaml"
 
 
-def space() -> Space:
+def space(*rules: Rule) -> Space:
     file = SpaceFile.model_validate(yaml.safe_load(SPACE_FILE.read_text()))
-    return Space([EngineSpace(engine="recorded", parameters=file.parameters, forbid=file.forbid)])
+    return Space([EngineSpace(engine="recorded", parameters=file.parameters, forbid=(*file.forbid, *rules))])
 
 
 def engine(**options: object) -> RecordedEngine:

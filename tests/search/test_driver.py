@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from autotune.errors import InvalidInput
 from autotune.feasibility.cut import Cut
+from autotune.parameters import ValuesParameter
 from autotune.search import First
 from autotune.search.driver import AUDIT_SHARE
 from autotune.search.history import WORST_AT_LEAST
@@ -170,6 +171,23 @@ def test_a_default_outside_the_space_is_not_told_and_said_so():
     assert driver.notes == [
         "The recorded default configuration lies outside the search space, so the sampler does not learn from it."
     ]
+
+
+@pytest.mark.parametrize("values", [[64, 128], [16, 64, 256, 1024], [4, 8, 16, 32, 64, 128, 256, 512, 1024]])
+def test_values_in_place_of_a_range_keep_old_trials_where_they_were(values):
+    """A point holds an exponent or an index: told as it stands, it ended the study or taught the sampler of another value."""
+    told = support.run(support.driver(Search(seed=4)), 20)
+    parameters = dict(support.space().engines["recorded"].parameters)
+    parameters["max_num_seqs"] = ValuesParameter(kind="values", values=values)
+    of = Space([EngineSpace(engine="recorded", parameters=parameters)])
+    driver = support.replay(support.driver(Search(seed=4), of=of), told)
+    by_number = {record.number: record.configuration.values for _, record, _ in told}
+    kept = [
+        entry for entry in (*driver._history._measured, *driver._history._violated) if by_number[entry.number] and not entry.attempt
+    ]
+    assert {by_number[entry.number]["max_num_seqs"] for entry in kept} <= set(values)
+    assert all(of.decode(entry.point).values == by_number[entry.number] for entry in kept)
+    assert driver.ask().number == 20
 
 
 def test_a_changed_range_keeps_the_old_trials_that_still_fit():

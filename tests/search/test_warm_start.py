@@ -9,6 +9,7 @@ from autotune import source, study
 from autotune.engines.base import Identity
 from autotune.ledger import Ledger
 from autotune.search import warm_start
+from autotune.space import StudyRule
 from autotune.study import Search
 from autotune.trial import Configuration
 
@@ -21,6 +22,7 @@ objectives: [{{maximize: output_tokens_per_s @ concurrency=512}}, {{minimize: pe
 constraints: ["ttft_ms.p99 <= 200 @ request_rate=30"]
 """
 IDENTITY = support.engine().identity()
+RESOLVED = {"recorded": support.engine().preflight([Configuration(engine="recorded")])[0].resolved}
 
 
 def defined(name: str, traffic: str = "chat", **replace: str) -> study.Study:
@@ -40,8 +42,8 @@ def keep(store: Path, name: str, trials: int = 12, identity: Identity = IDENTITY
 
 
 def offers(store: Path, wanted: study.Study, **more: object) -> list[warm_start.Offer]:
-    resolved = {"recorded": support.engine().preflight([Configuration(engine="recorded")])[0].resolved}
-    return warm_start.offers(store, wanted, {"recorded": IDENTITY}, support.space(), resolved, **more)
+    given = {"identities": {"recorded": IDENTITY}, "space": support.space(), "resolved": RESOLVED, **more}
+    return warm_start.offers(store, wanted, **given)
 
 
 def test_the_front_of_an_earlier_study_is_offered(tmp_path):
@@ -62,6 +64,17 @@ def test_there_are_at_most_four_offers_and_none_from_the_study_itself(tmp_path):
     keep(tmp_path, "earlier", trials=30)
     assert 0 < len(offers(tmp_path, defined("new"))) <= warm_start.OFFERS
     assert offers(tmp_path, defined("earlier")) == []
+
+
+def test_neither_the_default_nor_what_the_study_forbids_is_offered(tmp_path):
+    keep(tmp_path, "earlier", trials=30)
+    default = support.space().decode(support.space().encode(Configuration(engine="recorded"), RESOLVED["recorded"]))
+    found = offers(tmp_path, defined("new"), limit=99)
+    assert default not in [offer.configuration for offer in found]
+    rule = StudyRule(rule="kv_cache_dtype == 'fp8'", reason="The study forbids it.")
+    kept = offers(tmp_path, defined("new"), space=support.space(rule), limit=99)
+    assert kept == [offer for offer in found if offer.configuration.values["kv_cache_dtype"] != "fp8"]
+    assert len(kept) < len(found)
 
 
 def test_a_nearer_study_offers_first(tmp_path):
