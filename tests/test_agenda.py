@@ -95,6 +95,22 @@ def test_an_attempt_that_a_later_one_replaced_was_spent_all_the_same(plan, ledge
     assert ledger.records[3].gpu_minutes == 2.0
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_trial_counts_once_whatever_became_of_its_attempts_and_a_default_again_not_at_all(plan, ledger, resumed):
+    origins = {0: Origin.DEFAULT, 1: Origin.SEARCH, 2: Origin.SEARCH, 3: Origin.BASELINE}
+    jobs = [TrialJob(number=number, configuration=Configuration(engine="recorded"), origin=of) for number, of in origins.items()]
+    found = agenda(plan, ledger)
+    for job in jobs:
+        ledger.begin(job)
+        found.finished(failed(job, FailureKind.MACHINE_FAULT))
+    ledger.begin(jobs[1].model_copy(update={"attempt": 2}))
+    found.finished(failed(jobs[1].model_copy(update={"attempt": 2}), FailureKind.CRASHED))
+    ledger.begin(jobs[2].model_copy(update={"attempt": 2}))
+    ledger.begin(TrialJob(number=4, configuration=Configuration(engine="recorded")))
+    found = agenda(plan, ledger) if resumed else found
+    assert found._searched() == 4
+
+
 def test_a_study_does_not_go_on_with_another_version_of_its_engine(plan, ledger):
     begun = {kind: identity.model_dump(mode="json") for kind, identity in plan.identities.items()}
     ledger.note("engines", {"recorded": {**begun["recorded"], "version": "0.1"}})
