@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from autotune import cache, finalists, gpu
@@ -119,7 +119,7 @@ class Agenda:
 
     def spent_minutes(self) -> float:
         """GPU-minutes of everything run so far, failed attempts included; minutes of running trials where there is no GPU."""
-        return gpu_minutes(self.ledger.attempts)
+        return self.ledger.history.gpu_minutes
 
     def progress(self) -> tuple[int, int]:
         """How many trials are done, and how many of the search are to come at most, what is tried again among them."""
@@ -196,12 +196,13 @@ class Agenda:
     def _searched(self) -> int:
         """Trials of the search so far, running ones included."""
         extra = (Origin.FINALIST, Origin.BASELINE)
-        numbers = {record.number for record in self.ledger.records.values() if record.origin not in extra}
-        return len(numbers | {job.number for job in self.ledger.in_flight if job.origin not in extra})
+        kept, origins = self.ledger.records, self.ledger.history.origins
+        running = sum(job.origin not in extra and job.number not in kept for job in self.ledger.in_flight)
+        return origins.total() - sum(origins[origin] for origin in extra) + running
 
     def _baseline_due(self) -> bool:
         every = self.plan.study.search.baseline_every
-        measured = sum(record.origin is Origin.BASELINE for record in self.ledger.records.values())
+        measured = self.ledger.history.origins[Origin.BASELINE]
         running = sum(job.origin is Origin.BASELINE for job in self.ledger.in_flight)
         return bool(every) and self._searched() // every > measured + running
 
@@ -214,15 +215,6 @@ class Agenda:
         if found is None:
             return None
         return found.model_copy(update=job.model_dump(include={"number", "origin", "point", "attempt"}) | {"folder": None})
-
-
-def gpu_minutes(records: Iterable[TrialRecord]) -> float:
-    """Minutes of every phase times GPUs held, one where there is none; reused trials cost nothing."""
-    return sum(
-        sum(seconds for phase, seconds in record.seconds.items() if "." not in phase) * max(1, len(record.gpus)) / 60
-        for record in records
-        if record.reused_from is None
-    )
 
 
 def hardware() -> dict[str, str]:

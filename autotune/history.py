@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from autotune.errors import AutotuneError, NotFound
-from autotune.trial import TrialJob, TrialRecord, Value
+from autotune.trial import Origin, TrialJob, TrialRecord, Value
 
 FILE = "ledger.jsonl"
 
@@ -34,6 +35,10 @@ class History:
     """The latest record of each trial, by number."""
     earlier: list[TrialRecord] = field(default_factory=list)
     """Records of attempts that a later attempt at the same trial has replaced: what they cost was spent."""
+    gpu_minutes: float = 0.0
+    """Of everything that was run, replaced attempts included."""
+    origins: Counter[Origin] = field(default_factory=Counter)
+    """How many trials with a record there are of each origin."""
     keys: dict[int, str] = field(default_factory=dict)
     """The cache key of each trial that has one."""
     notes: list[Note] = field(default_factory=list)
@@ -62,6 +67,9 @@ class History:
     def _record(self, record: TrialRecord, key: str | None) -> None:
         if record.number in self.records:
             self.earlier.append(self.records[record.number])
+            self.origins[self.records[record.number].origin] -= 1
+        self.origins[record.origin] += 1
+        self.gpu_minutes += record.gpu_minutes
         self.records[record.number] = record
         self._open.pop(record.number, None)
         if key is not None:

@@ -67,11 +67,6 @@ class Ledger:
         return self.history.records
 
     @property
-    def attempts(self) -> tuple[TrialRecord, ...]:
-        """Every record, those of replaced attempts included."""
-        return (*self.history.earlier, *self.history.records.values())
-
-    @property
     def in_flight(self) -> tuple[TrialJob, ...]:
         """Attempts that began and have no result: what a resumed study runs again."""
         return self.history.in_flight

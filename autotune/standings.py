@@ -73,7 +73,7 @@ class Standings:
 
     def _enter(self, values: tuple[float, ...]) -> None:
         points = [*self._front, values]
-        self._front = [points[index] for index in pareto.front(points, self._directions)]
+        self._front = [points[index] for index in pareto.joined(self._front, values, self._directions)]
         worse = {"maximize": min, "minimize": max}
         pairs = zip(self._directions, self._nadir or values, values, strict=True)
         self._nadir = tuple(worse[direction](one, other) for direction, one, other in pairs)

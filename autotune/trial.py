@@ -202,6 +202,13 @@ class TrialRecord(Frozen):
         """The complete measurement, or None for a failed trial."""
         return self.outcome.measurement if isinstance(self.outcome, Measured) else None
 
+    @property
+    def gpu_minutes(self) -> float:
+        """Minutes of every phase times GPUs held, one where there is none; a reused trial cost nothing."""
+        if self.reused_from is not None:
+            return 0.0
+        return sum(seconds for phase, seconds in self.seconds.items() if "." not in phase) * max(1, len(self.gpus)) / 60
+
 
 class TrialFailed(Exception):
     """Raised below `evaluate`, which alone turns it into a `Failed` outcome."""

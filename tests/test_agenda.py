@@ -6,7 +6,7 @@ import pytest
 
 from autotune import plan as plans
 from autotune import policy
-from autotune.agenda import Agenda, gpu_minutes
+from autotune.agenda import Agenda
 from autotune.errors import AutotuneError
 from autotune.ledger import Ledger
 from autotune.standings import CLIMB_SHARE
@@ -92,7 +92,23 @@ def test_an_attempt_that_a_later_one_replaced_was_spent_all_the_same(plan, ledge
     again = job.model_copy(update={"attempt": 2})
     found.finished(failed(again, FailureKind.CRASHED, seconds={"start": 60.0, "start.imports": 50.0}, gpus=(0, 1)))
     assert found.spent_minutes() == 3.0
-    assert gpu_minutes(ledger.records.values()) == 2.0
+    assert ledger.records[3].gpu_minutes == 2.0
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_trial_counts_once_whatever_became_of_its_attempts_and_a_default_again_not_at_all(plan, ledger, resumed):
+    origins = {0: Origin.DEFAULT, 1: Origin.SEARCH, 2: Origin.SEARCH, 3: Origin.BASELINE}
+    jobs = [TrialJob(number=number, configuration=Configuration(engine="recorded"), origin=of) for number, of in origins.items()]
+    found = agenda(plan, ledger)
+    for job in jobs:
+        ledger.begin(job)
+        found.finished(failed(job, FailureKind.MACHINE_FAULT))
+    ledger.begin(jobs[1].model_copy(update={"attempt": 2}))
+    found.finished(failed(jobs[1].model_copy(update={"attempt": 2}), FailureKind.CRASHED))
+    ledger.begin(jobs[2].model_copy(update={"attempt": 2}))
+    ledger.begin(TrialJob(number=4, configuration=Configuration(engine="recorded")))
+    found = agenda(plan, ledger) if resumed else found
+    assert found._searched() == 4
 
 
 def test_a_study_does_not_go_on_with_another_version_of_its_engine(plan, ledger):

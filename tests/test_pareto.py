@@ -52,6 +52,26 @@ def test_front_is_what_nothing_dominates(table):
     assert pareto.front(points, directions) == expected
 
 
+@given(tables())
+def test_a_front_that_takes_one_point_after_the_other_is_that_of_all_of_them(table):
+    points, directions = table
+    kept: list[int] = []
+    for index, point in enumerate(points):
+        candidates = [*kept, index]
+        kept = [candidates[place] for place in pareto.joined([points[one] for one in kept], point, directions)]
+    assert tuple(kept) == pareto.front(points, directions)
+
+
+@given(tables())
+def test_the_volume_that_a_point_adds_is_the_difference_of_two_hypervolumes(table):
+    points, directions = table
+    reference = Reference(tuple(5.0 if side == "minimize" else 1.0 for side in directions))
+    for index, point in enumerate(points):
+        before = [points[one] for one in pareto.front(points[:index], directions)]
+        expected = pareto.hypervolume([*before, point], directions, reference) - pareto.hypervolume(before, directions, reference)
+        assert pareto.added_volume(before, point, directions, reference) == pytest.approx(expected, abs=1e-9)
+
+
 @given(tables(most=7))
 def test_hypervolume_equals_inclusion_exclusion(table):
     points, directions = table

@@ -17,7 +17,11 @@ Values = Mapping[str, Value]
 
 
 class Dominance:
-    """The out-of-memory failures of one engine that nothing measured contradicts."""
+    """The out-of-memory failures of one engine that nothing measured contradicts.
+
+    Only fronts are compared, so that an answer does not get dearer with every trial: a configuration that ran says nothing
+    beside one that ran and needs at least as much, nor a failure beside an earlier one that needed no more.
+    """
 
     def __init__(self, space: EngineSpace) -> None:
         ordered = {name: parameter for name, parameter in space.parameters.items() if parameter.memory != "none"}
@@ -29,22 +33,34 @@ class Dominance:
             for member in _members(name, parameter)
         ]
         self._failed: dict[int, Values] = {}
+        self._explained: dict[int, dict[int, Values]] = {}
+        """Later failures that one of `_failed` explains; they stand for themselves again when it is contradicted."""
         self._measured: list[Values] = []
 
     def failed(self, trial: int, values: Values) -> None:
         """A configuration ran out of memory. `values` with defaults filled in."""
-        if self._ordered and not any(self._dominates(measured, values) for measured in self._measured):
+        if not self._ordered or any(self._dominates(measured, values) for measured in self._measured):
+            return
+        explained = (known for known, failure in self._failed.items() if known < trial and self._dominates(values, failure))
+        earlier = next(explained, None)
+        if earlier is None:
             self._failed[trial] = values
+        else:
+            self._explained.setdefault(earlier, {})[trial] = values
 
     def measured(self, values: Values) -> None:
         """A configuration ran: failures that say it could not are not believed any more."""
-        self._measured.append(values)
+        if any(self._dominates(known, values) for known in self._measured):
+            return
+        self._measured = [*(known for known in self._measured if not self._dominates(values, known)), values]
         for trial in [trial for trial, failure in self._failed.items() if self._dominates(values, failure)]:
             del self._failed[trial]
+            for later, failure in self._explained.pop(trial, {}).items():
+                self.failed(later, failure)
 
     def by(self, values: Values) -> int | None:
         """The trial whose failure says that a configuration cannot run; None when none does."""
-        return next((trial for trial, failure in sorted(self._failed.items()) if self._dominates(values, failure)), None)
+        return min((trial for trial, failure in self._failed.items() if self._dominates(values, failure)), default=None)
 
     def _dominates(self, first: Values, second: Values) -> bool:
         """Whether `first` needs at least as much memory as `second`, as far as the space can tell."""

@@ -9,7 +9,7 @@ measured.
 
 from __future__ import annotations
 
-import statistics
+import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -62,7 +62,7 @@ class MemoryNeed:
 class MemoryModel:
     """The bound of one model, which must be `counted`, on one kind of GPU.
 
-    `corrections` are measured minus predicted overheads, GiB.
+    `corrections` are measured minus predicted overheads, GiB, in ascending order.
     """
 
     model: ModelFacts
@@ -76,7 +76,8 @@ class MemoryModel:
     @property
     def bias_gib(self) -> float:
         """The median correction; 0 before anything was measured."""
-        return statistics.median(self.corrections) if self.corrections else 0.0
+        seen = self.corrections
+        return (seen[(len(seen) - 1) // 2] + seen[len(seen) // 2]) / 2 if seen else 0.0
 
     def need(self, values: Mapping[str, Value]) -> MemoryNeed:
         """The memory of a configuration, by vLLM's parameter names."""
@@ -123,7 +124,9 @@ class MemoryModel:
         ranks = _ranks(values)
         per_token = self.model.kv_bytes_per_token(_kv_dtype(values)) / ranks / GIB
         measured = self.budget_gib(values) - self.model.weights_gib / ranks - kv_tokens * per_token
-        return replace(self, corrections=(*self.corrections, measured - self.overhead_gib(values)))
+        found = list(self.corrections)
+        bisect.insort(found, measured - self.overhead_gib(values))
+        return replace(self, corrections=tuple(found))
 
 
 def _ranks(values: Mapping[str, Value]) -> float:

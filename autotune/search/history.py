@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
-from autotune.pareto import front
+from autotune.pareto import joined
 from autotune.score import Direction, Reached, Score
 from autotune.search.samplers import SharedTrial, to_optuna, told
-from autotune.space import Space
+from autotune.space import Distribution, Space
 from autotune.trial import Scalar
 
 FEASIBLE = "feasible"
@@ -53,13 +53,15 @@ class Told:
 
 
 class History:
-    """Everything told so far, in the order of trial numbers whatever order it came in."""
+    """What was told, in the order of trial numbers whatever order it came in: no more of it than the sampler may still see."""
 
     def __init__(self, space: Space, directions: Sequence[Direction], constraints: Sequence[str]) -> None:
         self.space = space
         self.directions = tuple(directions)
         self.constraints = tuple(constraints)
         self.running: dict[int, Told] = {}
+        self.measured = 0
+        """How many trials were told with values."""
         self._measured: list[Told] = []
         self._violated: list[Told] = []
         self._front: list[Told] = []
@@ -69,11 +71,7 @@ class History:
         self._failures: dict[Told, SharedTrial] = {}
         self._failures_as: tuple[object, ...] = ()
         self._shapes: set[frozenset[str]] = set()
-
-    @property
-    def measured(self) -> int:
-        """How many trials were told with values."""
-        return len(self._measured)
+        self._distributions: dict[tuple[str, Distribution], BaseDistribution] = {}
 
     @property
     def conditional(self) -> bool:
@@ -82,7 +80,7 @@ class History:
 
     def entry(self, number: int, point: Mapping[str, Scalar], score: Score | Reached | None = None, attempt: int = 0) -> Told:
         """Raises KeyError when the point is not one of the space."""
-        distributions = {name: to_optuna(found) for name, found in self.space.distributions(point).items()}
+        distributions = {name: self._as_optuna(name, found) for name, found in self.space.distributions(point).items()}
         if any(not found._contains(found.to_internal_repr(point[name])) for name, found in distributions.items()):
             raise KeyError("The point lies outside the space.")
         if isinstance(score, Reached):
@@ -92,7 +90,10 @@ class History:
     def tell(self, entry: Told) -> None:
         """Add what a trial or a cut says."""
         self._shapes.add(frozenset(entry.point))
-        bisect.insort(self._violated if entry.score is None else self._measured, entry)
+        kept, limit = (self._violated, VIOLATED_LIMIT) if entry.score is None else (self._measured, MEASURED_LIMIT)
+        bisect.insort(kept, entry)
+        del kept[:-limit]
+        self.measured += entry.score is not None
         told = entry.score or entry.reached
         if told is None:
             return
@@ -105,7 +106,7 @@ class History:
 
     def trials(self, impute: bool) -> list[SharedTrial]:
         """What the sampler sees now, oldest first. `impute` for samplers that learn from values only."""
-        seen = {*self._front[-FRONT_LIMIT:], *self._measured[-MEASURED_LIMIT:], *self._violated[-VIOLATED_LIMIT:]}
+        seen = {*self._front[-FRONT_LIMIT:], *self._measured, *self._violated}
         for cache in (self._cache, self._failures):
             for entry in [entry for entry in cache if entry not in seen]:
                 del cache[entry]
@@ -129,13 +130,20 @@ class History:
         )
 
     def _keep_front(self, entry: Told) -> None:
-        candidates = sorted([*self._front, entry])
-        kept = front([one.score.values for one in candidates if one.score], self.directions)
-        self._front = [candidates[index] for index in kept]
+        assert entry.score is not None
+        candidates = [*self._front, entry]
+        kept = joined([one.score.values for one in self._front if one.score], entry.score.values, self.directions)
+        self._front = sorted(candidates[index] for index in kept)
 
     def violated(self) -> dict[str, float]:
         """The constraints of a failure or a cut."""
         return {FEASIBLE: 1.0, **dict(zip(self.constraints, self._worst, strict=True))}
+
+    def _as_optuna(self, name: str, distribution: Distribution) -> BaseDistribution:
+        """One object for all trials: they took half of the memory. By name, since `Choice((0, 1)) == Choice((False, True))`."""
+        if (name, distribution) not in self._distributions:
+            self._distributions[name, distribution] = to_optuna(distribution)
+        return self._distributions[name, distribution]
 
     def _frozen(self, entry: Told, impute: bool) -> SharedTrial | None:
         if entry.score is None:

@@ -29,33 +29,35 @@ class Growth:
         self._feasible = 0
         self._reference: pareto.Reference | None = None
         self._front: list[tuple[float, ...]] = []
+        self._volume = 0.0
 
     def add(self, found: Score | None) -> None:
         """Take the next trial; None for one that failed."""
         point = found.values if found is not None and found.feasible else None
-        if self._feasible < SETTLED:
+        settled = self._feasible >= SETTLED
+        if not settled:
             self._early.append(point)
             self._feasible += point is not None
+        if settled or point is None:
+            self.volumes.append(self._with(point))
+        else:
             self._anew()
-            return
-        self.volumes.append(self._with(point))
 
     def _anew(self) -> None:
         known = [point for point in self._early if point is not None]
-        self._front, self.volumes = [], [0.0] * len(self._early)
-        if known:
-            self._reference = pareto.nadir_reference(known, self.directions)
-            self.volumes = [self._with(point) for point in self._early]
+        self._front, self._volume = [], 0.0
+        self._reference = pareto.nadir_reference(known, self.directions)
+        self.volumes = [self._with(point) for point in self._early]
 
     def _with(self, point: tuple[float, ...] | None) -> float:
-        if point is None:
-            return self._volume()
+        if point is None or self._reference is None:
+            return self._volume
         points = [*self._front, point]
-        self._front = [points[index] for index in pareto.front(points, self.directions)]
-        return self._volume()
-
-    def _volume(self) -> float:
-        return pareto.hypervolume(self._front, self.directions, self._reference) if self._reference and self._front else 0.0
+        kept = pareto.joined(self._front, point, self.directions)
+        if kept[-1] == len(self._front):
+            self._volume += pareto.added_volume(self._front, point, self.directions, self._reference)
+            self._front = [points[index] for index in kept]
+        return self._volume
 
 
 def flat(volumes: Sequence[float], trials: int) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,49 @@ def test_dominance_never_cuts_what_was_seen_to_run_nor_depends_on_order(trials):
         assert forward.by(values) == backward.by(values)
         if not failed:
             assert forward.by(values) is None
+
+
+TOLD = st.tuples(
+    st.booleans(),
+    st.sampled_from([8, 64, 512]),
+    st.sampled_from([1024, 4096, 8192]),
+    st.sampled_from([0.13, 0.16, 0.3, 0.92]),
+    st.sampled_from(["auto", "fp8"]),
+)
+
+
+def told(failed, seqs, rows, share, cache):
+    values = {"max_num_seqs": seqs, "max_num_batched_tokens": rows, "gpu_memory_utilization": share, "kv_cache_dtype": cache}
+    return failed, {**RECORDING.about.defaults, **values}
+
+
+@given(st.lists(TOLD, max_size=20), st.randoms())
+def test_dominance_answers_as_if_it_compared_with_every_trial(trials, random):
+    dominance, seen = Dominance(SPACE), []
+    entries = [(number, *told(*trial)) for number, trial in enumerate(trials)]
+    random.shuffle(entries)
+    for number, failed, values in entries:
+        dominance.failed(number, values) if failed else dominance.measured(values)
+        seen.append((number, failed, values))
+        ran = [values for _, failed, values in seen if not failed]
+        for _, _, asked in entries:
+            believed = [
+                number
+                for number, failed, values in seen
+                if failed and dominance._dominates(asked, values) and not any(dominance._dominates(one, values) for one in ran)
+            ]
+            assert dominance.by(asked) == min(believed, default=None)
+
+
+def test_what_dominance_compares_with_does_not_grow_with_the_trials():
+    dominance = Dominance(SPACE)
+    for number in range(500):
+        for share, tell in (
+            (0.2 - 0.0001 * number, partial(dominance.failed, number)),
+            (0.9 - 0.0001 * number, dominance.measured),
+        ):
+            tell({**RECORDING.about.defaults, "gpu_memory_utilization": share, "max_num_seqs": 64})
+    assert len(dominance._failed) + len(dominance._measured) < 10
 
 
 @pytest.mark.parametrize(

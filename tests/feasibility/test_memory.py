@@ -42,6 +42,14 @@ def test_a_measured_kv_cache_corrects_the_bound():
     assert hungrier.need(values).kv_tokens == pytest.approx(expected - 16384)
 
 
+def test_the_correction_is_the_median_of_what_was_measured_in_any_order():
+    values = RECORDING.resolve({"gpu_memory_utilization": 0.2})
+    expected, found = UNCALIBRATED.need(values).kv_tokens, UNCALIBRATED
+    for missing_gib, bias in ((3.0, 3.0), (1.0, 2.0), (2.0, 2.0), (9.0, 2.5)):
+        found = found.calibrated(values, expected - 8192 * missing_gib)
+        assert found.bias_gib == pytest.approx(bias, abs=0.01)
+
+
 def test_an_uncalibrated_bound_cuts_only_what_is_far_off():
     values = RECORDING.resolve({"gpu_memory_utilization": 0.115})
     assert UNCALIBRATED.too_small(values) is None

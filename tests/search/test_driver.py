@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 
+import optuna
 import pytest
 import recorded_study as support
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from autotune.search.driver import AUDIT_SHARE
 from autotune.search.history import WORST_AT_LEAST
 from autotune.space import EngineSpace, Space
 from autotune.study import Search
-from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, TrialRecord
+from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, TrialRecord, digest_of
 
 
 def values_of(told):
@@ -200,6 +201,21 @@ def test_a_changed_range_keeps_the_old_trials_that_still_fit():
     assert proposal.number == 20
     assert proposal.configuration.values["max_num_seqs"] <= 128
     assert driver.notes
+
+
+@pytest.mark.skipif(not optuna.__version__.startswith("5.0."), reason="Another Optuna may draw other points.")
+@pytest.mark.parametrize(("sampler", "proposed"), [("auto", "3b837c66f593"), ("nsga2", "7eef56b91c01")])
+def test_a_seed_gives_the_proposals_that_it_always_gave(sampler, proposed):
+    told = support.run(support.driver(Search(sampler=sampler, seed=11)), 120)
+    assert digest_of([[proposal.configuration.digest, len(proposal.cuts)] for proposal, *_ in told]) == proposed
+
+
+def test_what_the_driver_keeps_for_the_sampler_does_not_grow():
+    driver = support.driver(Search(sampler="random"))
+    support.run(driver, 300)
+    kept = [*driver._history._measured, *driver._history._violated]
+    assert len(kept) <= 128 + 64
+    assert len({id(one) for told in kept for one in told.distributions.values()}) == 8
 
 
 def test_what_the_sampler_sees_is_bounded_and_holds_the_front():

@@ -92,6 +92,18 @@ def test_a_default_that_finished_nothing_at_a_level_is_no_error():
     assert screening.default_says(record({10: 0.0, 20: 0.0})) == []
 
 
+def test_a_trial_that_adds_nothing_costs_no_hypervolume(monkeypatch):
+    growth, computed, compute = Growth(("maximize", "minimize")), [], pareto._volume
+    monkeypatch.setattr(pareto, "_volume", lambda *given: computed.append(given) or compute(*given))
+    for _ in range(50):
+        growth.add(None)
+    growth.add(Score(values=(1.0, 1.0)))
+    for _ in range(50):
+        growth.add(None)
+    assert len(growth.volumes) == 101
+    assert len(computed) <= 2
+
+
 @given(st.lists(st.tuples(st.floats(1, 100), st.floats(1, 100), st.booleans()), max_size=40))
 def test_the_hypervolume_never_shrinks_and_is_that_of_all_points_once_settled(trials):
     directions = ("maximize", "minimize")
