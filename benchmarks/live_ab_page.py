@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from live_ab_judge import Again, Judged
 
-from autotune.agenda import gpu_minutes
 from autotune.analysis import short
 from autotune.history import History
 from autotune.results import StudyResults
@@ -76,7 +75,7 @@ def spent(arms: Mapping[str, StudyResults], histories: Mapping[str, History]) ->
 
 
 def launches(records: Sequence[TrialRecord]) -> str:
-    return f"{len(records)} ({gpu_minutes(records):.1f})"
+    return f"{len(records)} ({sum(record.gpu_minutes for record in records):.1f})"
 
 
 def fronts(arms: Mapping[str, StudyResults], rounds: Sequence[StudyResults], told: Judged) -> Iterator[str]:
