@@ -147,6 +147,7 @@ def main() -> None:
     threads = os.environ.pop("AUTOTUNE_THREADS", None)
     before = dict(os.environ)
     waiting.import_all(entry, modules, threads)
+    waiting.end_if_it_takes_memory()
     passed, order = await_order(orders)
     asked = order["env"]
     # What its parent has set while importing, this one has set too.

@@ -12,7 +12,8 @@ What was read at import cannot be changed afterwards, so every variable that Pyt
 launch whose environment differs in one of those, or in one whose name does not begin with one of `late` (native code reads
 the environment without our knowledge), is started from its beginning. So is one for which CUDA was initialised if it is to
 see other GPUs, for CUDA holds on to those that were in view then, or if it forks its processes, which then cannot use CUDA.
-When importing has taken memory of a GPU, where another trial is being measured, this process ends at once.
+When importing has taken memory of a GPU, where another trial is being measured, this process ends at once. For processes that
+the launch will spawn, further interpreters import beside this one: `spawned.py`.
 
 Until then it runs only where and when nobody else needs the processor: on the cores it was started on, and, where that can
 be undone, at idle priority. The number of threads that native libraries choose from the cores they see is that of the
@@ -69,9 +70,7 @@ def main() -> None:
     threads = os.environ.pop("AUTOTUNE_THREADS", None)
     before = dict(os.environ)
     import_all(entry, modules, threads)
-    if cuda_touched() and cuda_holds_memory():
-        print("Importing takes memory of a GPU, so nothing is imported ahead.", flush=True)
-        os._exit(1)
+    end_if_it_takes_memory()
     order = await_order(orders)
     redirect(Path(order["log"]))
     os.chdir(order["cwd"])
@@ -223,6 +222,12 @@ def cuda_touched() -> bool:
         return False
     count = ctypes.c_int()
     return ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count)) not in CUDA_NOT_INITIALIZED
+
+
+def end_if_it_takes_memory() -> None:
+    if cuda_touched() and cuda_holds_memory():
+        print("Importing takes memory of a GPU, so nothing is imported ahead.", flush=True)
+        os._exit(1)
 
 
 def cuda_holds_memory() -> bool:
