@@ -89,6 +89,8 @@ class _Life:
     launch: Launch | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     start_facts: Mapping[str, Value] = field(default_factory=dict)
+    prepare_s: float | None = None
+    """Until the engine's process was started: asking what it would take for defaults, making a synthetic model."""
     start_s: float = 0.0
     """From the engine's start until it was ready; 0 before it was."""
     stop_facts: Mapping[str, Value] = field(default_factory=dict)
@@ -106,7 +108,8 @@ class _Life:
         if self.stop_facts.get("simulated"):
             return dict(self.stop_facts["seconds"])
         own = self.start_facts.get("seconds") or {}
-        return {**self.seconds, **{f"{Phase.START.value}.{name}": float(value) for name, value in own.items()}}
+        parts = {**({} if self.prepare_s is None else {"prepare": self.prepare_s}), **own}
+        return {**self.seconds, **{f"{Phase.START.value}.{name}": float(value) for name, value in parts.items()}}
 
     @contextlib.contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
@@ -135,15 +138,16 @@ def _attempt(life: _Life) -> Outcome:
 
 def _measure(life: _Life) -> Measurement:
     """Launch, wait, work, stop: raises TrialFailed, and anything a defect may raise."""
-    context = life.context
+    context, began = life.context, time.monotonic()
     with life.during(Phase.START):
         context.folder.mkdir(parents=True, exist_ok=True)
         context.scratch.mkdir(parents=True, exist_ok=True)
         life.progress("start", 0.0)
         life.launch = _prepared(life.engine.launch(life.job.configuration, context), context)
         session = life.engine.open(life.launch, context)
-        # Only now: what `open` prepares before it starts a process, such as a synthetic model, the first trial alone pays for.
+        # Only now: what is prepared before there is a process, such as a synthetic model, the first trial alone pays for.
         before = time.monotonic()
+        life.prepare_s = before - began
     try:
         with life.during(Phase.START):
             life.start_facts = session.wait_ready()
