@@ -12,13 +12,15 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from autotune import gpu, proc, process, warden
 from autotune.bar import Bar
-from autotune.engines.base import Context, Engine
+from autotune.cache import measured_by
+from autotune.engines.base import Context, Engine, Identity
+from autotune.errors import AutotuneError
 from autotune.evaluate import evaluate
 from autotune.trial import TrialJob
 from autotune.workloads.base import Workload
@@ -49,6 +51,7 @@ class Seat:
 
     home: Home
     gpus: Sequence[int]
+    _installed: dict[type[Engine], Mapping[str, str] | str] = field(default_factory=dict)
 
     def attempt(self, engine: Engine, workload: Workload, job: TrialJob, bar: Bar | None) -> Answer:
         """One attempt here, after ending what earlier ones of this store left. Raises only what `evaluate` raises."""
@@ -64,6 +67,17 @@ class Seat:
             shutil.rmtree(context.folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 root.rmdir()
+
+    def installed(self, engine: Engine) -> Mapping[str, str] | str:
+        """What is installed here, or why the engine cannot run here."""
+        kind = type(engine)
+        if kind not in self._installed:
+            # Another engine than the one that travelled, which may have brought along what it was told by its own machine.
+            try:
+                self._installed[kind] = described(kind(engine.options).identity())
+            except AutotuneError as error:
+                self._installed[kind] = str(error)
+        return self._installed[kind]
 
     @property
     def watched(self) -> bool:
@@ -98,6 +112,18 @@ class Seat:
             bar=bar,
             climb_from=job.climb_from,
         )
+
+
+def described(identity: Identity) -> dict[str, str]:
+    """What a trial's numbers depend on beside its configuration, by name: autotune, the engine, what it runs on."""
+    own = {"autotune": measured_by(), identity.kind: identity.version, "Python": identity.python, "device": identity.device}
+    return {**identity.packages, **own}
+
+
+def unlike(installed: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """What is installed otherwise than wanted, each as a user reads it."""
+    names = sorted(name for name in installed.keys() | wanted.keys() if installed.get(name) != wanted.get(name))
+    return [f"{name} {installed.get(name) or 'missing'} instead of {wanted.get(name) or 'none'}" for name in names]
 
 
 def clean(store: str) -> None:

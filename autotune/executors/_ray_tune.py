@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 from autotune import process
 from autotune.engines.base import Engine
 from autotune.executors import _ray_cluster, _ray_node
-from autotune.executors._ray_desk import Desk, FarDesk, Held, News
+from autotune.executors._ray_desk import Desk, FarDesk, Held, News, Seen
 from autotune.executors._ray_trial import Placed, run_folder
 from autotune.workloads.base import Workload
 
@@ -98,16 +98,15 @@ class Listener(tune.Callback):  # type: ignore[misc]
             if actor is not None and (closed or trial.config["key"] == hung):
                 ray.kill(actor)
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        wanted, bar = self._desk.begin(trial.config["key"])
-        # An actor does what one caller asks of it in that order: this comes before the step that Tune asks for next.
-        trial.temporary_state.ray_actor.begin.remote(wanted, bar)
-
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         key = trial.config["key"]
-        if "answer" in result:
+        if "seen" in result:
             self._desk.tell(News("folder", key, result["folder"]))
-            self._desk.tell(_fetched(key, result.pop("answer")[0]))
+            reply = self._desk.placed(key, Seen(node=result["node"], host=result["hostname"], **result["seen"]))
+            # An actor does what one caller asks of it in that order: this comes before the step that Tune asks for next.
+            trial.temporary_state.ray_actor.begin.remote(reply)
+        elif "answer" in result:
+            self._desk.tell(_fetched(key, *result.pop("answer")))
         elif "held" in result:
             self._desk.tell(News("held", key, Held(result["node"], result["hostname"], result["gpus"], tuple(result["held"]))))
 
@@ -183,8 +182,13 @@ def _name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _fetched(key: str, answer: Any) -> News:
+def _fetched(key: str, record: Any, files: Any) -> News:
+    """The record, which is short, and the files as far as they arrive: what was measured is not lost for the sake of logs."""
     try:
-        return News("record", key, ray.get(answer, timeout=_FETCH_S))
+        text = ray.get(record, timeout=_FETCH_S)
     except ray.exceptions.RayError as error:
         return News("lost", key, said(error))
+    try:
+        return News("record", key, (text, ray.get(files, timeout=_FETCH_S)))
+    except ray.exceptions.RayError as error:
+        return News("record", key, (text, said(error)))
