@@ -126,6 +126,10 @@ def unlike(installed: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]
     return [f"{name} {installed.get(name) or 'missing'} instead of {wanted.get(name) or 'none'}" for name in names]
 
 
+def arrived(*parts: object) -> None:
+    """Nothing: that it was called with them shows that all of them can be imported here."""
+
+
 def clean(store: str) -> None:
     """End here what belongs to processes of the store that are gone, and remove their folders."""
     process.reap(Path(store))

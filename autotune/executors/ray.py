@@ -157,6 +157,8 @@ class RayExecutor(Executor):
             case "lost":
                 self._room.let_go(news.key)
                 self._room.look_around()
+                if one is not None and one.began_at is None and self._some_are_broken():
+                    self._place_elsewhere(news.key, one)
                 self._lose(news.key, f"Ray lost the trial: {news.content}")
             case "folder":
                 self._folders.add(news.content)
@@ -186,6 +188,15 @@ class RayExecutor(Executor):
         here = self._described(job.configuration.engine)
         found = ", ".join(_ray_node.unlike(seen.installed, here))
         return found and f"beside the driver's machine it has {found}, so that its numbers would not compare."
+
+    def _some_are_broken(self) -> bool:
+        """Whether there are nodes on which no trial can even be placed; such a one would take them all, one after the other."""
+        found = self._placed().broken()
+        for node, why in found.items():
+            if not self._room.shunned(node):
+                self._room.shun(node, _ray_cluster.host(node), f"{why}. Install there what the driver's machine has.")
+                _ray_cluster.occupy(node)
+        return bool(found)
 
     def _place_elsewhere(self, key: str, one: _Trial) -> None:
         """Raises MachineUnusable when nothing is left to run on."""

@@ -250,6 +250,23 @@ def test_trials_go_on_where_the_driver_s_engine_is_installed(add_node, make, by_
     assert not [path for path in tmp_path.rglob("launch.json") if "FAKE_VERSION" in path.read_text()]
 
 
+def test_a_node_that_cannot_import_what_a_trial_is_made_of_costs_no_attempt(add_node, make, by_speed):
+    """It comes first, so that the trials meet it before there is any other."""
+    add_node(1, PYTHONPATH=str(Path(executors.__file__).parents[2]))
+    with make() as executor:
+        executor.submit(contract.job(0, speed=100))
+        with pytest.raises(MachineUnusable, match="No module named 'autotune_fakes'"):
+            contract.collect_all(executor, 1, 120.0)
+    with make() as executor:
+        add_node(1)
+        for number in range(3):
+            executor.submit(contract.job(number, speed=100))
+        records = contract.collect_all(executor, 3, 240.0)
+        told = [notice for notice in executor.notices() if "Install there what the driver's machine has" in notice]
+    assert all(isinstance(record.outcome, Measured) and record.attempt == 1 for record in records)
+    assert len(told) <= 1
+
+
 def test_a_node_that_fails_every_trial_is_given_no_more(add_node, make, by_speed):
     """It is free when the others are busy, and would take one trial after the other."""
     add_node(1, FAKE_BROKEN="1")
