@@ -171,10 +171,11 @@ def host(node: str) -> str:
 
 
 def said(error: Exception) -> str:
-    """An error's kind and the line of its message that tells: the last one of a trace, otherwise the first."""
+    """An error's kind and what it says: of a trace the last line, which has both, otherwise the first."""
     lines = str(error).strip().splitlines() or [""]
-    traced = isinstance(error, (ray.exceptions.RayTaskError, ray.tune.TuneError)) or "Traceback" in str(error)
-    return f"{type(error).__name__}: {lines[-1 if traced else 0]}"
+    if isinstance(error, (ray.exceptions.RayTaskError, ray.tune.TuneError)) or "Traceback" in str(error):
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def _joined(address: str) -> Membership:

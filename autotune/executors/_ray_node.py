@@ -161,18 +161,25 @@ def _runs(home: Home) -> bool:
 def packed(folder: Path) -> Files:
     """The ends of a folder's files, the smallest first, up to a limit in all."""
     files, room = Files(), _ALL_BYTES
-    for path in sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size):
+    for path in sorted((path for path in folder.rglob("*") if path.is_file()), key=_bytes):
         try:
             with path.open("rb") as stream:
-                stream.seek(max(0, path.stat().st_size - _FILE_BYTES))
+                stream.seek(max(0, _bytes(path) - _FILE_BYTES))
                 content = stream.read(_FILE_BYTES)
-        except OSError:  # what cannot be read costs no measurement
+        except OSError:  # what cannot be read, or is gone meanwhile, costs no measurement
             continue
         if len(content) > room:
             break
         room -= len(content)
         files[str(path.relative_to(folder))] = content
     return files
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def unpack(folder: Path, files: Files) -> None:

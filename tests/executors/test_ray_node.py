@@ -101,6 +101,22 @@ def test_an_engine_that_cannot_run_on_a_node_says_why(home, monkeypatch):
     assert _ray_node.Seat(home, ()).installed(engine) == "The engine is not installed here."
 
 
+def test_a_file_that_goes_while_files_are_packed_costs_no_measurement(tmp_path, monkeypatch):
+    """What an engine started may outlive it for a moment, and remove its own files."""
+    for name in ("stays", "goes"):
+        (tmp_path / name).write_text(name)
+    looked = Path.is_file
+
+    def is_file(path):
+        found = looked(path)
+        if path.name == "goes":
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert _ray_node.packed(tmp_path) == {"stays": b"stays"}
+
+
 def test_leaving_ends_what_dead_processes_left_and_removes_folders(home, tmp_path):
     run = tmp_path / "artifacts" / "today" / "tune-1"
     (run / "working_dirs").mkdir(parents=True)
