@@ -34,20 +34,20 @@ class Held(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Where an attempt was placed: its node and the GPUs that it has there, as NVML counts them, and what is installed, or why
-    the engine cannot run there."""
+    """Where an attempt was placed: its node and the GPUs that it has there, as NVML counts them, and once it was asked to tell,
+    what is installed there, or why the engine cannot run."""
 
     node: str
     host: str
     gpus: tuple[int, ...]
-    installed: Mapping[str, str] | str
+    installed: Mapping[str, str] | str | None
 
 
 class Reply(NamedTuple):
-    """What an attempt that was placed does: it is to `run` and reach its bar; nobody waits for it any more, so that it is to
-    `go`; or it is to `stay` and do nothing, so that nothing else is placed there."""
+    """What an attempt that was placed does: it is to `tell` what is installed there first; to `run` and reach its bar; to `go`,
+    since nobody waits for it any more; or to `stay` and do nothing, so that nothing else is placed there."""
 
-    to: Literal["run", "go", "stay"]
+    to: Literal["tell", "run", "go", "stay"]
     bar: Bar | None = None
 
 

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -51,7 +51,6 @@ class Seat:
 
     home: Home
     gpus: Sequence[int]
-    _installed: dict[type[Engine], Mapping[str, str] | str] = field(default_factory=dict)
 
     def attempt(self, engine: Engine, workload: Workload, job: TrialJob, bar: Bar | None) -> Answer:
         """One attempt here, after ending what earlier ones of this store left. Raises only what `evaluate` raises."""
@@ -67,17 +66,6 @@ class Seat:
             shutil.rmtree(context.folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 root.rmdir()
-
-    def installed(self, engine: Engine) -> Mapping[str, str] | str:
-        """What is installed here, or why the engine cannot run here."""
-        kind = type(engine)
-        if kind not in self._installed:
-            # Another engine than the one that travelled, which may have brought along what it was told by its own machine.
-            try:
-                self._installed[kind] = described(kind(engine.options).identity())
-            except AutotuneError as error:
-                self._installed[kind] = str(error)
-        return self._installed[kind]
 
     @property
     def watched(self) -> bool:
@@ -112,6 +100,15 @@ class Seat:
             bar=bar,
             climb_from=job.climb_from,
         )
+
+
+def installed(engine: Engine) -> Mapping[str, str] | str:
+    """What is installed here, or why the engine cannot run here."""
+    # Another engine than the one that travelled, which may have brought along what it was told by its own machine.
+    try:
+        return described(type(engine)(engine.options).identity())
+    except AutotuneError as error:
+        return str(error)
 
 
 def described(identity: Identity) -> dict[str, str]:

@@ -40,7 +40,8 @@ class Group(tune.PlacementGroupFactory):  # type: ignore[misc]
 
 
 class Placed(tune.Trainable):  # type: ignore[misc]
-    """The first step of a trial looks where it is, the second is the attempt; further ones wait until its GPUs' memory is back."""
+    """The first step of a trial looks where it is, and the next what is installed there if that is not known yet; then comes the
+    attempt, and further ones wait until its GPUs' memory is back."""
 
     @classmethod
     def default_resource_request(cls, config: Order) -> Group:
@@ -59,7 +60,7 @@ class Placed(tune.Trainable):  # type: ignore[misc]
         return True
 
     def begin(self, reply: Reply) -> None:
-        """Called by the driver just before the second step."""
+        """Called by the driver just before each step until the attempt."""
         self._reply = reply
 
     def step(self) -> dict[str, Any]:
@@ -68,11 +69,16 @@ class Placed(tune.Trainable):  # type: ignore[misc]
     def _look(self) -> dict[str, Any]:
         self._leave_folder()
         self._next = self._begin
-        seen = {"gpus": tuple(self._seat.gpus), "installed": self._seat.installed(self._engine)}
+        return self._seen(None)
+
+    def _seen(self, installed: Mapping[str, str] | str | None) -> dict[str, Any]:
+        seen = {"gpus": tuple(self._seat.gpus), "installed": installed}
         return {"seen": seen, "node": _node(), "folder": run_folder(self.logdir), "done": False}
 
     def _begin(self) -> dict[str, Any]:
         assert self._reply is not None
+        if self._reply.to == "tell":
+            return self._seen(_ray_node.installed(self._engine))
         if self._reply.to == "run":
             self._next = self._hold
             answer = self._seat.attempt(self._engine, self._workload, self._job, self._reply.bar)

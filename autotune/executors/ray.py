@@ -76,6 +76,8 @@ class RayExecutor(Executor):
         self._out: dict[str, _Trial] = {}
         self._lines: Counter[int] = Counter()
         self._turns = itertools.count()
+        self._alike = set[tuple[str, str]]()
+        """Nodes, and the engines of which each has what the driver's machine has."""
         self._described = functools.cache(lambda kind: _ray_node.described(site.engines[kind].identity()))
         self._answered: deque[tuple[TrialJob, TrialRecord]] = deque()
         self._folders: set[str] = set()
@@ -168,8 +170,14 @@ class RayExecutor(Executor):
     def _begin(self, key: str, one: _Trial | None, seen: Seen) -> None:
         """Let an attempt begin where it was placed, unless its numbers would not compare there: then somewhere else."""
         desk = self._placed().desk
-        if one is not None and (why := self._unlike(one.job, seen) or self._room.failing(seen.node, one.need)):
-            self._room.shun(seen.node, seen.host, why)
+        if one is not None and not self._room.shunned(seen.node):
+            known = seen.node, one.job.configuration.engine
+            if seen.installed is None and known not in self._alike:
+                desk.reply(Reply("tell"))
+                return
+            if why := self._unlike(one.job, seen) or self._room.failing(seen.node, one.need):
+                self._room.shun(seen.node, seen.host, why)
+            self._alike.add(known)
         if self._room.shunned(seen.node):
             desk.reply(Reply("stay"))
             if one is not None:
@@ -183,8 +191,8 @@ class RayExecutor(Executor):
 
     def _unlike(self, job: TrialJob, seen: Seen) -> str:
         """Why what is measured there would not compare with other trials; empty where it would."""
-        if isinstance(seen.installed, str):
-            return seen.installed
+        if seen.installed is None or isinstance(seen.installed, str):
+            return seen.installed or ""
         here = self._described(job.configuration.engine)
         found = ", ".join(_ray_node.unlike(seen.installed, here))
         return found and f"beside the driver's machine it has {found}, so that its numbers would not compare."

@@ -66,16 +66,12 @@ def test_memory_that_a_trial_leaves_counts_against_what_was_idle_before_the_firs
     assert seat.held() == []
 
 
-def test_what_is_installed_is_asked_of_the_node_and_not_of_the_engine_that_travelled(home, monkeypatch):
+def test_what_is_installed_is_asked_of_the_node_and_not_of_the_engine_that_travelled(monkeypatch):
     engine = fake.FakeEngine(fake.FakeOptions(kind="fake"))
     wanted = _ray_node.described(engine.identity())
-    assert _ray_node.unlike(_ray_node.Seat(home, ()).installed(pickle.loads(pickle.dumps(engine))), wanted) == []
+    assert _ray_node.unlike(_ray_node.installed(pickle.loads(pickle.dumps(engine))), wanted) == []
     monkeypatch.setenv("FAKE_VERSION", "2")
-    seat = _ray_node.Seat(home, ())
-    found = seat.installed(pickle.loads(pickle.dumps(engine)))
-    assert _ray_node.unlike(found, wanted) == ["fake 2 instead of 1"]
-    monkeypatch.delenv("FAKE_VERSION")
-    assert seat.installed(engine) == found, "asked once for all trials of a process"
+    assert _ray_node.unlike(_ray_node.installed(pickle.loads(pickle.dumps(engine))), wanted) == ["fake 2 instead of 1"]
 
 
 def test_everything_that_an_installation_differs_in_is_named(monkeypatch):
@@ -92,13 +88,13 @@ def test_everything_that_an_installation_differs_in_is_named(monkeypatch):
     ]
 
 
-def test_an_engine_that_cannot_run_on_a_node_says_why(home, monkeypatch):
+def test_an_engine_that_cannot_run_on_a_node_says_why(monkeypatch):
     def missing(self):
         raise MissingPrerequisite("The engine is not installed here.")
 
     monkeypatch.setattr(fake.FakeEngine, "identity", missing)
     engine = fake.FakeEngine(fake.FakeOptions(kind="fake"))
-    assert _ray_node.Seat(home, ()).installed(engine) == "The engine is not installed here."
+    assert _ray_node.installed(engine) == "The engine is not installed here."
 
 
 def test_a_file_that_goes_while_files_are_packed_costs_no_measurement(tmp_path, monkeypatch):
