@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from autotune import gpu, metrics, proc, process
+from autotune import metrics, proc, process
 from autotune.advice import advice
 from autotune.answers import FACT
 from autotune.engines.base import Context, Engine, Launch, Session
@@ -140,10 +140,9 @@ def _measure(life: _Life) -> Measurement:
     """Launch, wait, work, stop: raises TrialFailed, and anything a defect may raise."""
     context, began = life.context, time.monotonic()
     with life.during(Phase.START):
-        context.folder.mkdir(parents=True, exist_ok=True)
-        context.scratch.mkdir(parents=True, exist_ok=True)
         life.progress("start", 0.0)
-        life.launch = _prepared(life.engine.launch(life.job.configuration, context), context)
+        life.launch = life.engine.launch(life.job.configuration, context).within(context)
+        _show(life.launch, context)
         session = life.engine.open(life.launch, context)
         # Only now: what is prepared before there is a process, such as a synthetic model, the first trial alone pays for.
         before = time.monotonic()
@@ -183,14 +182,8 @@ def _with_answers(measurement: Measurement, life: _Life, session: Session) -> Me
     return measurement.model_copy(update={"facts": {**measurement.facts, FACT: found}})
 
 
-def _prepared(launch: Launch, context: Context) -> Launch:
-    """Writes the launch's files and `launch.json` into the trial's folder; shows it its GPUs and its scratch only."""
-    for name, text in launch.files.items():
-        path = context.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    own = {"TMPDIR": str(context.scratch), **(gpu.visible(context.gpus) if context.gpus else {})}
-    launch = launch.model_copy(update={"env": {**own, **launch.env}})
+def _show(launch: Launch, context: Context) -> None:
+    """Writes `launch.json` into the trial's folder."""
     shown = {
         "argv": redact_argv(launch.argv),
         "env": redact_env(launch.env),
@@ -198,7 +191,6 @@ def _prepared(launch: Launch, context: Context) -> Launch:
         "context": context.model_dump(mode="json"),
     }
     (context.folder / "launch.json").write_text(json.dumps(shown, indent=2) + "\n")
-    return launch
 
 
 def _stop(life: _Life, session: Session) -> None:
