@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from autotune import gpu, metrics, proc, process
+from autotune import metrics, proc, process
 from autotune.advice import advice
 from autotune.answers import FACT
 from autotune.engines.base import Context, Engine, Launch, Session
@@ -89,6 +89,8 @@ class _Life:
     launch: Launch | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     start_facts: Mapping[str, Value] = field(default_factory=dict)
+    prepare_s: float | None = None
+    """Until the engine's process was started: asking what it would take for defaults, making a synthetic model."""
     start_s: float = 0.0
     """From the engine's start until it was ready; 0 before it was."""
     stop_facts: Mapping[str, Value] = field(default_factory=dict)
@@ -106,7 +108,8 @@ class _Life:
         if self.stop_facts.get("simulated"):
             return dict(self.stop_facts["seconds"])
         own = self.start_facts.get("seconds") or {}
-        return {**self.seconds, **{f"{Phase.START.value}.{name}": float(value) for name, value in own.items()}}
+        parts = {**({} if self.prepare_s is None else {"prepare": self.prepare_s}), **own}
+        return {**self.seconds, **{f"{Phase.START.value}.{name}": float(value) for name, value in parts.items()}}
 
     @contextlib.contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
@@ -135,15 +138,15 @@ def _attempt(life: _Life) -> Outcome:
 
 def _measure(life: _Life) -> Measurement:
     """Launch, wait, work, stop: raises TrialFailed, and anything a defect may raise."""
-    context = life.context
+    context, began = life.context, time.monotonic()
     with life.during(Phase.START):
-        context.folder.mkdir(parents=True, exist_ok=True)
-        context.scratch.mkdir(parents=True, exist_ok=True)
         life.progress("start", 0.0)
-        life.launch = _prepared(life.engine.launch(life.job.configuration, context), context)
+        life.launch = life.engine.launch(life.job.configuration, context).within(context)
+        _show(life.launch, context)
         session = life.engine.open(life.launch, context)
-        # Only now: what `open` prepares before it starts a process, such as a synthetic model, the first trial alone pays for.
+        # Only now: what is prepared before there is a process, such as a synthetic model, the first trial alone pays for.
         before = time.monotonic()
+        life.prepare_s = before - began
     try:
         with life.during(Phase.START):
             life.start_facts = session.wait_ready()
@@ -179,14 +182,8 @@ def _with_answers(measurement: Measurement, life: _Life, session: Session) -> Me
     return measurement.model_copy(update={"facts": {**measurement.facts, FACT: found}})
 
 
-def _prepared(launch: Launch, context: Context) -> Launch:
-    """Writes the launch's files and `launch.json` into the trial's folder; shows it its GPUs and its scratch only."""
-    for name, text in launch.files.items():
-        path = context.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    own = {"TMPDIR": str(context.scratch), **(gpu.visible(context.gpus) if context.gpus else {})}
-    launch = launch.model_copy(update={"env": {**own, **launch.env}})
+def _show(launch: Launch, context: Context) -> None:
+    """Writes `launch.json` into the trial's folder."""
     shown = {
         "argv": redact_argv(launch.argv),
         "env": redact_env(launch.env),
@@ -194,7 +191,6 @@ def _prepared(launch: Launch, context: Context) -> Launch:
         "context": context.model_dump(mode="json"),
     }
     (context.folder / "launch.json").write_text(json.dumps(shown, indent=2) + "\n")
-    return launch
 
 
 def _stop(life: _Life, session: Session) -> None:

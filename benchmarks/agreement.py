@@ -112,11 +112,10 @@ def main() -> None:
     runs: dict[str, list[dict[str, float]]] = {"autotune": [], "vllm": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        os.environ["TMPDIR"] = name  # where the engine keeps its sockets, and leaves them
         cache = Path.home() / ".cache" / "autotune"
         tag = make_tag(folder, "agreement", 0)
         context = Context(study="agreement", trial=0, tag=tag, folder=folder, scratch=folder, cache=cache)
-        launch = engine.launch(Configuration(engine="vllm"), context)
+        launch = engine.launch(Configuration(engine="vllm"), context).within(context)
         with engine.open(launch, context) as session:
             session.wait_ready()
             prompts = folder / "prompts.jsonl"

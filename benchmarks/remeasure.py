@@ -15,7 +15,6 @@ import argparse
 import datetime
 import json
 import math
-import os
 import random
 import sys
 import tempfile
@@ -129,7 +128,7 @@ def measured(arguments: argparse.Namespace, found: StudyResults, one: Candidate,
         study=found.name, trial=one.trial, tag=make_tag(folder, "remeasure", 0), folder=folder, scratch=folder, cache=made.cache
     )
     rows = []
-    with engine.open(engine.launch(configuration, context), context) as session:
+    with engine.open(engine.launch(configuration, context).within(context), context) as session:
         session.wait_ready()
         for index, load in enumerate(options.load):
             level = ",".join(f"{name}={value:g}" for name, value in load.level.items())
@@ -175,7 +174,6 @@ def main() -> None:
     except AutotuneError as error:
         raise SystemExit(str(error)) from error
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["TMPDIR"] = folder  # where the engine keeps its sockets, and leaves them
         text = page(found, one, measured(arguments, found, one, Path(folder)))
     print(text)
     if arguments.out is not None:

@@ -67,8 +67,8 @@ def trial_after_import(engine: Engine, load: Workload, store: Path, cache: Path,
     """Seconds by phase of one launch in an interpreter that has imported the engine."""
     context, ahead = surroundings(store, cache, number), engine.ahead(cache)
     assert ahead is not None
-    env, cores = {"TMPDIR": str(context.scratch)}, len(os.sched_getaffinity(0))
-    with standby.held(ahead, env=env, scratch=context.scratch, tag=context.tag, cpus=(), threads=cores) as waiting:
+    cores = len(os.sched_getaffinity(0))
+    with standby.held(ahead, env=context.env, scratch=context.scratch, tag=context.tag, cpus=(), threads=cores) as waiting:
         assert waiting is not None and waiting.imported(300)
         return launched(engine, load, context)
 

@@ -32,7 +32,6 @@ def main() -> None:
     print(f"{datetime.date.today()}  {os.cpu_count()} cores  {arguments.study}\n")
     print("| workers | start | " + " | ".join(PHASES) + " | load | GiB |\n|---" + "|---:" * (len(PHASES) + 3) + "|")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["TMPDIR"] = folder  # where engines keep sockets, and leave them
         for number in range(2 * arguments.rounds):
             print(row(section, bool(number % 2), Path(folder), number), flush=True)
 
@@ -49,7 +48,7 @@ def row(section: dict[str, object], fork: bool, folder: Path, number: int) -> st
         cache=folder / "cache",
     )
     load = os.getloadavg()[0]
-    session = engine.open(engine.launch(Configuration(engine="verl", values={}), context), context)
+    session = engine.open(engine.launch(Configuration(engine="verl", values={}), context).within(context), context)
     try:
         seconds = session.wait_ready()["seconds"]
         memory = session.resources()["peak_memory_gib"]

@@ -251,3 +251,17 @@ def test_the_port_and_the_tree_are_gone_when_evaluate_returns_after_a_kill(run, 
             assert proc.members(context.tag), "the engine's child outlives its parent until it is ended"
 
     failed(run({"mode": "stubborn"}, progress=kill_parent), FailureKind.MACHINE_FAULT, Phase.MEASURE)
+
+
+def test_a_launch_within_its_context_has_its_files_and_sees_its_gpus_and_scratch_only(tmp_path):
+    folders = {"folder": tmp_path / "a" / "trial", "scratch": tmp_path / "b" / "scratch", "cache": tmp_path}
+    context = Context(study="s", trial=0, tag="t", gpus=(2, 3), **folders)
+    launch = Launch(argv=("x",), env={"A": "1", "CUDA_DEVICE_ORDER": "own"}, files={"deep/a.yaml": "a: ä\n"}).within(context)
+    assert launch.env == {
+        "TMPDIR": str(context.scratch),
+        "CUDA_VISIBLE_DEVICES": "2,3",
+        "CUDA_DEVICE_ORDER": "own",
+        "A": "1",
+    }
+    assert (context.folder / "deep" / "a.yaml").read_text(encoding="utf-8") == "a: ä\n" and context.scratch.is_dir()
+    assert "CUDA_VISIBLE_DEVICES" not in context.model_copy(update={"gpus": ()}).env

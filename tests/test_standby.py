@@ -207,7 +207,8 @@ def test_it_runs_a_package_as_m_does(tmp_path):
 def test_one_that_nothing_was_launched_in_is_ended(tmp_path):
     ahead = Ahead((sys.executable, str(tmp_path / "program.py")), ("json",))
     tag = process.make_tag(tmp_path, "s", 0)
-    with standby.held(ahead, env={}, scratch=tmp_path, tag=tag, cpus=(), threads=1):
+    with standby.held(ahead, env={}, scratch=tmp_path, tag=tag, cpus=(), threads=1) as waiting:
+        assert waiting.imported(60), "a process just born does not show its tag yet"
         (pid,) = process.tagged(tag)
     assert process.tagged(tag) == [] and proc.look(pid) is None
     assert standby.start((sys.executable, "-c", ""), env={}, cwd=tmp_path, log=tmp_path / "l", tag=tag, cpus=())[1] is None

@@ -109,10 +109,6 @@ class LaunchedTraining(TrainingSession):
         self._phase = Phase.START
         self._fatal_at: float | None = None
         self.model = options.model
-        context.folder.mkdir(parents=True, exist_ok=True)
-        context.scratch.mkdir(parents=True, exist_ok=True)
-        for name, text in launch.files.items():
-            (context.folder / name).write_text(text, encoding="utf-8")
         # Made before the launch: what the GPUs hold now is their idle baseline.
         self._gpus = gpu.Sampler(context.gpus, lambda: self._process.members()) if context.gpus else None
         self._start(launch)

@@ -4,6 +4,7 @@ Call order within one trial, all of it inside `evaluate`:
 
     engine.gpus_needed(configuration)      how many GPUs the executor leases
     engine.launch(configuration, context)  pure: the exact command, environment and files; `autotune check` prints it
+      .within(context)                     writes its files and shows it only what the trial may use
     engine.open(launch, context)           starts it and returns a Session at once
       session.wait_ready()                 blocks until it serves (or trains); returns start-up facts
       ... the workload works on the session ...
@@ -25,7 +26,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, FiniteFloat
 
-from autotune import models
+from autotune import gpu, models
 from autotune.answers import Answer
 from autotune.bar import Bar
 from autotune.errors import Mistake
@@ -107,6 +108,12 @@ class Context(Frozen):
     climb_from: float | None = None
     """Request rate at which a climb to the SLO begins; None is the load's own `start`."""
 
+    @property
+    def env(self) -> dict[str, str]:
+        """Variables that show a process of the trial its GPUs and its scratch folder only, where engines keep sockets and leave
+        them."""
+        return {"TMPDIR": str(self.scratch), **(gpu.visible(self.gpus) if self.gpus else {})}
+
 
 class Launch(Frozen):
     """The exact command of one trial. `argv` never passes through a shell; `files` are written below the trial's folder."""
@@ -117,6 +124,17 @@ class Launch(Frozen):
     files: Mapping[str, str] = Field(default_factory=dict)
     endpoint: str | None = None
     """`http://127.0.0.1:PORT` for a serving engine."""
+
+    def within(self, context: Context) -> Launch:
+        """The launch as it is to be opened: with the context's variables below its own. Makes the trial's folders, and writes
+        the files there."""
+        for folder in (context.folder, context.scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.files.items():
+            path = context.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return self.model_copy(update={"env": {**context.env, **self.env}})
 
 
 class Diagnosis(Frozen):

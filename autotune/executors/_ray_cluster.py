@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
+import ray.tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autotune.errors import MachineUnusable, MissingPrerequisite
@@ -28,6 +29,9 @@ _KIND = "accelerator_type:"
 HEAD = {"node:__internal_head__": 0.001}
 """What only the cluster's head has."""
 _INIT = {"namespace": "autotune", "log_to_driver": False, "logging_level": "ERROR"}
+
+_occupying: list[Any] = []
+"""What was placed on nodes to keep anything else from there."""
 
 Nodes = dict[str, Mapping[str, float]]
 """What each node has in all, by the node's id."""
@@ -43,6 +47,9 @@ class Membership:
 
     def leave(self) -> None:
         """Leave the cluster; one that was started here ends, and its folder goes."""
+        while _occupying:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(_occupying.pop())
         if self.joined:
             ray.shutdown()
         if self.session is not None:
@@ -129,13 +136,46 @@ def is_far() -> bool:
     return bool(ray.util.client.ray.is_connected())
 
 
-def on_every_node(function: Callable[..., None], *arguments: Any, timeout_s: float) -> None:
-    """Call a function once on each node. One that dies meanwhile needs no call any more."""
+def on_every_node(function: Callable[..., Any], *arguments: Any, timeout_s: float) -> dict[str, Any]:
+    """What a function returns on each node, by the node's id, or the error that it ends with there. One that dies meanwhile, or
+    does not answer within the time, is left out."""
     remote: Any = ray.remote(max_retries=0, num_cpus=0)(function)
+    found: dict[str, Any] = {}
     with contextlib.suppress(ray.exceptions.RayError):
-        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes()]
-        calls = [remote.options(scheduling_strategy=place).remote(*arguments) for place in places]
-        ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+        places = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes()}
+        calls = {remote.options(scheduling_strategy=place).remote(*arguments): node for node, place in places.items()}
+        for call in ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)[0] if calls else ():
+            try:
+                found[calls[call]] = ray.get(call)
+            except (ray.exceptions.RayTaskError, ray.exceptions.RaySystemError) as error:
+                found[calls[call]] = error
+            except ray.exceptions.RayError:
+                continue
+    return found
+
+
+def occupy(node: str) -> None:
+    """Take all that a node has, as it comes free, for as long as this process takes part: nothing else is placed there then.
+
+    What takes it needs nothing installed there but Ray.
+    """
+    has = nodes().get(node, {})
+    for needs in ({"num_cpus": int(has.get("CPU", 0))}, *[{"num_cpus": 0, "num_gpus": 1}] * int(has.get("GPU", 0))):
+        place = NodeAffinitySchedulingStrategy(node, soft=False)
+        _occupying.append(ray.remote(scheduling_strategy=place, **needs)(threading.Event).remote())
+
+
+def host(node: str) -> str:
+    """A node's name, as its machine knows itself."""
+    return next((str(one["NodeManagerHostname"]) for one in ray.nodes() if one["NodeID"] == node), node)
+
+
+def said(error: Exception) -> str:
+    """An error's kind and what it says: of a trace the last line, which has both, otherwise the first."""
+    lines = str(error).strip().splitlines() or [""]
+    if isinstance(error, (ray.exceptions.RayTaskError, ray.tune.TuneError)) or "Traceback" in str(error):
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def _joined(address: str) -> Membership:

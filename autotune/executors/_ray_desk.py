@@ -5,13 +5,23 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import ray
 
 from autotune.bar import Bar
 from autotune.executors import _ray_cluster
-from autotune.executors._ray_trial import Order
+
+
+class Order(TypedDict):
+    """What Tune calls a trial's configuration. `key` names the attempt; trials of one `line` use each other's groups."""
+
+    key: str
+    job: str
+    gpus: int
+    cpus: int
+    line: int
 
 
 class Held(NamedTuple):
@@ -23,11 +33,29 @@ class Held(NamedTuple):
     messages: tuple[str, ...]
 
 
-class News(NamedTuple):
-    """What happened to an attempt: it `began` and asks for its bar; its `record` came, or it was `lost`; its GPUs' memory is
-    still `held`, or no more; Tune made it a `folder`; the whole loop `ended` by itself."""
+class Seen(NamedTuple):
+    """Where an attempt was placed: its node and the GPUs that it has there, as NVML counts them, and once it was asked to tell,
+    what is installed there, or why the engine cannot run."""
 
-    kind: Literal["began", "record", "lost", "held", "folder", "ended"]
+    node: str
+    host: str
+    gpus: tuple[int, ...]
+    installed: Mapping[str, str] | str | None
+
+
+class Reply(NamedTuple):
+    """What an attempt that was placed does: it is to `tell` what is installed there first; to `run` and reach its bar; to `go`,
+    since nobody waits for it any more; or to `stay` and do nothing, so that nothing else is placed there."""
+
+    to: Literal["tell", "run", "go", "stay"]
+    bar: Bar | None = None
+
+
+class News(NamedTuple):
+    """What happened to an attempt: it was `placed` where the content says and waits for its reply; its `record` came, or it was
+    `lost`; its GPUs' memory is still `held`, or no more; Tune made it a `folder`; the whole loop `ended` by itself."""
+
+    kind: Literal["placed", "record", "lost", "held", "folder", "ended"]
     key: str
     content: Any = None
 
@@ -38,7 +66,7 @@ class Desk:
     def __init__(self) -> None:
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
-        self._bars: queue.SimpleQueue[tuple[bool, Bar | None]] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[Reply] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._hung: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -51,14 +79,14 @@ class Desk:
         self._orders.put(order)
 
     def heard(self, timeout_s: float) -> News | None:
-        """To the driver; each `began` has to be answered with `give_bar`."""
+        """To the driver; each `placed` has to be answered with `reply`."""
         with contextlib.suppress(queue.Empty):
             return self._news.get(timeout=timeout_s)
         return None
 
-    def give_bar(self, wanted: bool, bar: Bar | None) -> None:
-        """From the driver: what the attempt that begins has to reach, or that nobody waits for it any more."""
-        self._bars.put((wanted, bar))
+    def reply(self, reply: Reply) -> None:
+        """From the driver, to the attempt that was placed."""
+        self._replies.put(reply)
 
     def end(self, key: str) -> None:
         """From the driver: kill the worker of an attempt that nobody waits for any more."""
@@ -72,7 +100,7 @@ class Desk:
         """From the driver: end everything."""
         self._closed.set()
         self._orders.put(None)
-        self._bars.put((False, None))
+        self._replies.put(Reply("go"))
 
     def closed(self) -> bool:
         return self._closed.is_set()
@@ -87,12 +115,12 @@ class Desk:
         """From Tune."""
         self._news.put(news)
 
-    def begin(self, key: str) -> tuple[bool, Bar | None]:
-        """To Tune, when an attempt begins: what the driver answers."""
+    def placed(self, key: str, seen: Seen) -> Reply:
+        """To Tune, when an attempt was placed: what the driver answers."""
         if self.closed():
-            return False, None
-        self._news.put(News("began", key))
-        return self._bars.get()
+            return Reply("go")
+        self._news.put(News("placed", key, seen))
+        return self._replies.get()
 
 
 class FarDesk:

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from autotune import gpu, proc, process, warden
 from autotune.bar import Bar
-from autotune.engines.base import Context, Engine
+from autotune.cache import measured_by
+from autotune.engines.base import Context, Engine, Identity
+from autotune.errors import AutotuneError
 from autotune.evaluate import evaluate
 from autotune.trial import TrialJob
 from autotune.workloads.base import Workload
@@ -100,6 +102,31 @@ class Seat:
         )
 
 
+def installed(engine: Engine) -> Mapping[str, str] | str:
+    """What is installed here, or why the engine cannot run here."""
+    # Another engine than the one that travelled, which may have brought along what it was told by its own machine.
+    try:
+        return described(type(engine)(engine.options).identity())
+    except AutotuneError as error:
+        return str(error)
+
+
+def described(identity: Identity) -> dict[str, str]:
+    """What a trial's numbers depend on beside its configuration, by name: autotune, the engine, what it runs on."""
+    own = {"autotune": measured_by(), identity.kind: identity.version, "Python": identity.python, "device": identity.device}
+    return {**identity.packages, **own}
+
+
+def unlike(installed: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """What is installed otherwise than wanted, each as a user reads it."""
+    names = sorted(name for name in installed.keys() | wanted.keys() if installed.get(name) != wanted.get(name))
+    return [f"{name} {installed.get(name) or 'missing'} instead of {wanted.get(name) or 'none'}" for name in names]
+
+
+def arrived(*parts: object) -> None:
+    """Nothing: that it was called with them shows that all of them can be imported here."""
+
+
 def clean(store: str) -> None:
     """End here what belongs to processes of the store that are gone, and remove their folders."""
     process.reap(Path(store))
@@ -131,18 +158,25 @@ def _runs(home: Home) -> bool:
 def packed(folder: Path) -> Files:
     """The ends of a folder's files, the smallest first, up to a limit in all."""
     files, room = Files(), _ALL_BYTES
-    for path in sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size):
+    for path in sorted((path for path in folder.rglob("*") if path.is_file()), key=_bytes):
         try:
             with path.open("rb") as stream:
-                stream.seek(max(0, path.stat().st_size - _FILE_BYTES))
+                stream.seek(max(0, _bytes(path) - _FILE_BYTES))
                 content = stream.read(_FILE_BYTES)
-        except OSError:  # what cannot be read costs no measurement
+        except OSError:  # what cannot be read, or is gone meanwhile, costs no measurement
             continue
         if len(content) > room:
             break
         room -= len(content)
         files[str(path.relative_to(folder))] = content
     return files
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def unpack(folder: Path, files: Files) -> None:

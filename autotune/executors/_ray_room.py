@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from autotune.advice import failed
@@ -13,6 +14,20 @@ from autotune.trial import FailureKind, Phase, TrialJob, TrialRecord
 
 _PATIENCE_S = 600.0
 """How long trials wait for a node with enough GPUs where there is none, or none any more: clusters start and replace nodes."""
+
+
+_FAULTS = 2
+"""How often in a row the machine has to fail trials of a node, and how many of them, until it is given no more."""
+
+
+@dataclass
+class _Faults:
+    """What a node's machine has failed since it last did not: attempts that ran side by side count once."""
+
+    rounds: int = 0
+    last: float = 0.0
+    """When the last one that counts ended, in seconds since the epoch."""
+    trials: set[int] = field(default_factory=set)
 
 
 class Room:
@@ -25,8 +40,11 @@ class Room:
         self._nodes = set(_ray_cluster.nodes())
         self._held: dict[str, Held] = {}
         """GPUs whose memory an attempt did not give back, by the attempt's key."""
+        self._faults: dict[str, _Faults] = {}
+        self._shunned: dict[str, str] = {}
+        """Why nothing more runs on a node, by its id."""
         self._largest = 0
-        """GPUs of the largest node there has been."""
+        self._see_largest()
         self._lacking: dict[int, float] = {}
         """Since when no node has had room for trials of so many GPUs, by the monotonic clock."""
 
@@ -35,10 +53,9 @@ class Room:
         """Whether trials wait for a node to join."""
         return bool(self._lacking)
 
-    def slots(self, need: int) -> int:
-        """How many trials of so many GPUs run at once; 0 when there is no node for one."""
-        usable = self.usable()
-        self._largest = max(self._largest, _ray_cluster.largest(usable))
+    def slots(self, need: int, without: str = "") -> int:
+        """How many trials of so many GPUs run at once, a node left out; 0 when there is no node for one."""
+        usable = {node: has for node, has in self.usable().items() if node != without}
         return _ray_cluster.slots(usable, need, _ray_cluster.cpus(usable, need, self._parallel))
 
     def cpus(self, need: int) -> int:
@@ -64,14 +81,47 @@ class Room:
 
     def beyond(self, need: int) -> bool:
         """Whether it is more than any node has had, of a cluster that has GPUs."""
-        self.slots(need)
-        return need > self._largest > 0
+        return need > self._see_largest() > 0
 
     def refused(self, job: TrialJob, need: int) -> TrialRecord:
         """More than the cluster ever had is the configuration's fault; more than is left of it is the machines'."""
         reason = f"The configuration needs {need} GPUs on one node, and the largest node has {_ray_cluster.largest(self.usable())}."
         kind = FailureKind.REJECTED if self.beyond(need) else FailureKind.MACHINE_FAULT
-        return job.ended(failed(kind, Phase.CHECK, reason if need else "No node of the cluster has a CPU for the trial."))
+        reason = reason if need else "No node of the cluster has a CPU for the trial."
+        return job.ended(failed(kind, Phase.CHECK, reason, *self._shunned.values()))
+
+    def shun(self, node: str, host: str, why: str) -> None:
+        """Count on a node no more, and say so."""
+        if node not in self._shunned:
+            self._shunned[node] = f"No trial runs on {host}: {why}"
+            self.notices.append(self._shunned[node])
+
+    def fault(self, node: str, trial: int, began_at: float) -> None:
+        """The machine failed a trial there."""
+        known = self._faults.setdefault(node, _Faults())
+        known.trials.add(trial)
+        if began_at >= known.last:
+            known.rounds, known.last = known.rounds + 1, time.time()
+
+    def well(self, node: str) -> None:
+        """A trial there ended otherwise."""
+        self._faults.pop(node, None)
+
+    def failing(self, node: str, need: int) -> str:
+        """Why a trial of so many GPUs is better placed elsewhere, where it can be; empty otherwise.
+
+        What fails fast is always free: left alone, such a node takes one trial after the other, each with its second attempt.
+        """
+        known = self._faults.get(node, _Faults())
+        if min(known.rounds, len(known.trials)) < _FAULTS or not self.slots(need, without=node):
+            return ""
+        return f"its machine failed the last {len(known.trials)} trials there, one after the other."
+
+    def shunned(self, node: str | None = None) -> str:
+        """Why nothing more runs on a node, or (None) on any; empty where it does."""
+        if node is not None:
+            return self._shunned.get(node, "")
+        return " ".join(dict.fromkeys(self._shunned.values()))
 
     def hold(self, key: str, held: Held) -> None:
         """Tune keeps the group of such a trial, so that nothing else is placed there."""
@@ -87,8 +137,8 @@ class Room:
             self._held.pop(one, None)
 
     def usable(self) -> dict[str, Mapping[str, float]]:
-        """What each live node has, without the GPUs whose memory is not back."""
-        found = _ray_cluster.nodes()
+        """What each live node has that trials may be given, without the GPUs whose memory is not back."""
+        found = {node: has for node, has in _ray_cluster.nodes().items() if node not in self._shunned}
         for held in self._held.values():
             if held.node in found:
                 found[held.node] = {**found[held.node], "GPU": found[held.node].get("GPU", 0) - held.gpus}
@@ -97,6 +147,7 @@ class Room:
     def look_around(self) -> None:
         """Say which nodes came and went, and what speaks against comparing their trials."""
         found = _ray_cluster.nodes()
+        self._see_largest()
         for need in tuple(self._lacking):
             self.may_have(need)
         if len(kinds := _ray_cluster.kinds(found)) > 1:
@@ -108,6 +159,11 @@ class Room:
         if come := len(set(found) - self._nodes):
             self.notices.append(f"{come} nodes joined the cluster." if come > 1 else "A node joined the cluster.")
         self._nodes = set(found)
+
+    def _see_largest(self) -> int:
+        """GPUs of the largest node there has been, those that are there now included."""
+        self._largest = max(self._largest, _ray_cluster.largest(_ray_cluster.nodes()))
+        return self._largest
 
     def say_once(self, sentence: str) -> None:
         """Among the notices, unless it was said before."""

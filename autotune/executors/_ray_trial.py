@@ -5,31 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import ray
 from ray import tune
 
 from autotune import gpu, proc
-from autotune.bar import Bar
 from autotune.engines.base import Engine
 from autotune.executors import _ray_node
+from autotune.executors._ray_desk import Order, Reply
 from autotune.trial import TrialJob
 from autotune.workloads.base import Workload
 
 _THREADS = "OMP_NUM_THREADS"
-
-
-class Order(TypedDict):
-    """What Tune calls a trial's configuration. `key` names the attempt; trials of one `line` use each other's groups."""
-
-    key: str
-    job: str
-    gpus: int
-    cpus: int
-    line: int
+_STAY_S = 30.0
+"""How long each step of an attempt takes that only keeps its place."""
 
 
 class Group(tune.PlacementGroupFactory):  # type: ignore[misc]
@@ -47,7 +40,8 @@ class Group(tune.PlacementGroupFactory):  # type: ignore[misc]
 
 
 class Placed(tune.Trainable):  # type: ignore[misc]
-    """The first step of a trial is the attempt; further ones wait until its GPUs' memory is back."""
+    """The first step of a trial looks where it is, and the next what is installed there if that is not known yet; then comes the
+    attempt, and further ones wait until its GPUs' memory is back."""
 
     @classmethod
     def default_resource_request(cls, config: Order) -> Group:
@@ -60,35 +54,57 @@ class Placed(tune.Trainable):  # type: ignore[misc]
         self.reset_config(config)
 
     def reset_config(self, new_config: Order) -> bool:
-        self._order = new_config
-        self._wanted, self._attempted = False, False
-        self._bar: Bar | None = None
+        self._job = TrialJob.model_validate_json(new_config["job"])
+        self._reply: Reply | None = None
+        self._next = self._look
         return True
 
-    def begin(self, wanted: bool, bar: Bar | None) -> None:
-        """Called by the driver just before the first step."""
-        self._wanted, self._bar = wanted, bar
+    def begin(self, reply: Reply) -> None:
+        """Called by the driver just before each step until the attempt."""
+        self._reply = reply
 
     def step(self) -> dict[str, Any]:
-        if not self._attempted:
-            self._attempted = True
-            self._leave_folder()
-            return self._attempt() if self._wanted else {"done": True}
-        held = self._seat.held()
-        node = ray.get_runtime_context().get_node_id()
-        return {"held": held, "gpus": self._order["gpus"], "node": node, "done": not held}
+        return self._next()
 
-    def _attempt(self) -> dict[str, Any]:
-        job = TrialJob.model_validate_json(self._order["job"])
-        answer = self._seat.attempt(self._engines[job.configuration.engine], self._workload, job, self._bar)
-        # By reference: where it is lost with its node, the driver hears so; Tune's own loop would end.
-        return {"answer": [ray.put(answer)], "folder": run_folder(self.logdir), "done": not self._seat.watched}
+    def _look(self) -> dict[str, Any]:
+        self._leave_folder()
+        self._next = self._begin
+        return self._seen(None)
+
+    def _seen(self, installed: Mapping[str, str] | str | None) -> dict[str, Any]:
+        seen = {"gpus": tuple(self._seat.gpus), "installed": installed}
+        return {"seen": seen, "node": _node(), "folder": run_folder(self.logdir), "done": False}
+
+    def _begin(self) -> dict[str, Any]:
+        assert self._reply is not None
+        if self._reply.to == "tell":
+            return self._seen(_ray_node.installed(self._engine))
+        if self._reply.to == "run":
+            self._next = self._hold
+            answer = self._seat.attempt(self._engine, self._workload, self._job, self._reply.bar)
+            # By reference: where it is lost with its node, the driver hears so; Tune's own loop would end.
+            return {"answer": [ray.put(part) for part in answer], "done": not self._seat.watched}
+        if self._reply.to == "stay":
+            time.sleep(_STAY_S)
+        return {"done": self._reply.to == "go"}
+
+    def _hold(self) -> dict[str, Any]:
+        held = self._seat.held()
+        return {"held": held, "gpus": len(self._seat.gpus), "node": _node(), "done": not held}
+
+    @property
+    def _engine(self) -> Engine:
+        return self._engines[self._job.configuration.engine]
 
     def _leave_folder(self) -> None:
         """Tune makes each trial a working directory; a trial has its own scratch folder."""
         with contextlib.suppress(OSError):
             os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "/"))
         shutil.rmtree(self.logdir, ignore_errors=True)
+
+
+def _node() -> str:
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def _keep_own_threads() -> None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import shutil
 import threading
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import ray
 from ray import tune
@@ -25,7 +27,8 @@ from ray.tune.search import Searcher
 from autotune import process
 from autotune.engines.base import Engine
 from autotune.executors import _ray_cluster, _ray_node
-from autotune.executors._ray_desk import Desk, FarDesk, Held, News
+from autotune.executors._ray_cluster import said
+from autotune.executors._ray_desk import Desk, FarDesk, Held, News, Seen
 from autotune.executors._ray_trial import Placed, run_folder
 from autotune.workloads.base import Workload
 
@@ -98,22 +101,20 @@ class Listener(tune.Callback):  # type: ignore[misc]
             if actor is not None and (closed or trial.config["key"] == hung):
                 ray.kill(actor)
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        wanted, bar = self._desk.begin(trial.config["key"])
-        # An actor does what one caller asks of it in that order: this comes before the step that Tune asks for next.
-        trial.temporary_state.ray_actor.begin.remote(wanted, bar)
-
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         key = trial.config["key"]
-        if "answer" in result:
+        if "seen" in result:
             self._desk.tell(News("folder", key, result["folder"]))
-            self._desk.tell(_fetched(key, result.pop("answer")[0]))
+            reply = self._desk.placed(key, Seen(node=result["node"], host=result["hostname"], **result["seen"]))
+            # An actor does what one caller asks of it in that order: this comes before the step that Tune asks for next.
+            trial.temporary_state.ray_actor.begin.remote(reply)
+        elif "answer" in result:
+            self._desk.tell(_fetched(key, *result.pop("answer")))
         elif "held" in result:
             self._desk.tell(News("held", key, Held(result["node"], result["hostname"], result["gpus"], tuple(result["held"]))))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_pickled_error() or trial.get_error() or RuntimeError("Tune gives no reason")
-        self._desk.tell(News("lost", trial.config["key"], said(error)))
+        self._desk.tell(News("lost", trial.config["key"], said(_error(trial))))
 
 
 class Ending(tune.Stopper):  # type: ignore[misc]
@@ -136,9 +137,14 @@ class Placement:
         far = _ray_cluster.is_far()
         self.desk: Any = FarDesk() if far else Desk()
         self.folder = process.scratch_root() / f"tune-{uuid.uuid4().hex[:8]}"
-        work = {"engines": dict(engines), "workload": workload, "home": home}
-        self._thread = threading.Thread(target=self._run, args=(work, far), name="tune", daemon=True)
+        self._work = {"engines": dict(engines), "workload": workload, "home": home}
+        self._thread = threading.Thread(target=self._run, args=(self._work, far), name="tune", daemon=True)
         self._thread.start()
+
+    def broken(self) -> dict[str, str]:
+        """Nodes that cannot import what trials are made of, by their ids, and why."""
+        found = _ray_cluster.on_every_node(_ray_node.arrived, Placed, *self._work.values(), timeout_s=_FETCH_S)
+        return {node: said(error) for node, error in found.items() if isinstance(error, Exception)}
 
     def close(self) -> None:
         """End every trial and the loop. Idempotent."""
@@ -172,19 +178,24 @@ class Placement:
             self.desk.tell(News("ended", "", why))
 
 
-def said(error: Exception) -> str:
-    """An error's kind and the line of its message that tells: the last one of a trace, otherwise the first."""
-    lines = str(error).strip().splitlines() or [""]
-    traced = isinstance(error, (ray.exceptions.RayTaskError, tune.TuneError))
-    return f"{type(error).__name__}: {lines[-1 if traced else 0]}"
+def _error(trial: Any) -> Exception:
+    """Why Tune lost a trial. It keeps that beside itself and looks for it where the experiment is stored."""
+    with contextlib.suppress(Exception):  # whatever the error is made of need not be importable here
+        return cast(Exception, pickle.loads(Path(trial.pickled_error_file).read_bytes()))
+    return RuntimeError("Tune gives no reason")
 
 
 def _name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _fetched(key: str, answer: Any) -> News:
+def _fetched(key: str, record: Any, files: Any) -> News:
+    """The record, which is short, and the files as far as they arrive: what was measured is not lost for the sake of logs."""
     try:
-        return News("record", key, ray.get(answer, timeout=_FETCH_S))
+        text = ray.get(record, timeout=_FETCH_S)
     except ray.exceptions.RayError as error:
         return News("lost", key, said(error))
+    try:
+        return News("record", key, (text, ray.get(files, timeout=_FETCH_S)))
+    except ray.exceptions.RayError as error:
+        return News("record", key, (text, said(error)))

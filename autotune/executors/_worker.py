@@ -54,8 +54,7 @@ def stand_by(
     `cores` are that interpreter's until its launch, `threads` how many the launch will have. It is ended when none comes.
     """
     interruption = _begin(context.tag)
-    env = {"TMPDIR": str(context.scratch), **(gpu.visible(context.gpus) if context.gpus else {})}
-    waiting = standby.held(ahead, env=env, scratch=context.scratch, tag=context.tag, cpus=cores, threads=threads)
+    waiting = standby.held(ahead, env=context.env, scratch=context.scratch, tag=context.tag, cpus=cores, threads=threads)
     with contextlib.suppress(KeyboardInterrupt, EOFError, OSError), waiting:
         order: Order = pipe.recv()
         _run(pipe, engine, workload, order, interruption)

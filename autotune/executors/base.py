@@ -144,10 +144,12 @@ class Executor(ABC):
         self.close()
 
 
-def lost(job: TrialJob, phase: Phase, reason: str, started_at: float, spent_s: float | None) -> TrialRecord:
+def lost(
+    job: TrialJob, phase: Phase, reason: str, started_at: float, spent_s: float | None, gpus: Sequence[int] = ()
+) -> TrialRecord:
     """The record of an attempt of which nothing came back, by the machine's fault; `spent_s` is None for one that never began.
 
-    How its seconds divide nobody knows any more, but they were spent.
+    How its seconds divide nobody knows any more, but they were spent, on all of its GPUs.
     """
     record = job.ended(failed(FailureKind.MACHINE_FAULT, phase, reason), started_at)
-    return record if spent_s is None else record.model_copy(update={"seconds": {phase.value: spent_s}})
+    return record if spent_s is None else record.model_copy(update={"seconds": {phase.value: spent_s}, "gpus": tuple(gpus)})

@@ -224,8 +224,8 @@ def _lost(one: _Running) -> TrialRecord:
     phase = Phase.START if one.label == "start" else Phase.MEASURE
     how = "was hung and was ended" if one.hung else f"ended with status {one.worker.exitcode}"
     reason = f"The trial's own worker process {how} while it was at {one.label!r}."
-    record = lost(one.job, phase, reason, one.started_at, time.monotonic() - one.began)
-    return record.model_copy(update={"gpus": one.context.gpus, "folder": str(one.context.folder)})
+    record = lost(one.job, phase, reason, one.started_at, time.monotonic() - one.began, one.context.gpus)
+    return record.model_copy(update={"folder": str(one.context.folder)})
 
 
 executor = LocalExecutor

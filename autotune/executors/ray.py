@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import time
 from collections import Counter, deque
@@ -27,12 +28,11 @@ import ray
 from autotune.advice import failed
 from autotune.errors import MachineUnusable
 from autotune.executors import _ray_cluster, _ray_node
-from autotune.executors._ray_desk import News
+from autotune.executors._ray_desk import News, Order, Reply, Seen
 from autotune.executors._ray_room import Room
-from autotune.executors._ray_trial import Order
 from autotune.executors._ray_tune import Placement
 from autotune.executors.base import Executor, Site, lost
-from autotune.trial import Configuration, FailureKind, Phase, TrialJob, TrialRecord
+from autotune.trial import Configuration, Failed, FailureKind, Phase, TrialJob, TrialRecord
 
 _CLOSE_S = 20.0
 """How long each node gets to end and remove what is left there."""
@@ -56,6 +56,9 @@ class _Trial:
     submitted: float = field(default_factory=time.monotonic)
     began_at: float | None = None
     """Seconds since the epoch."""
+    node: str = ""
+    gpus: tuple[int, ...] = ()
+    """Where it has run since then, and on which GPUs there."""
     deadline: float = math.inf
     """When its worker counts as hung, by the monotonic clock."""
 
@@ -72,6 +75,10 @@ class RayExecutor(Executor):
         self._placement: Placement | None = None
         self._out: dict[str, _Trial] = {}
         self._lines: Counter[int] = Counter()
+        self._turns = itertools.count()
+        self._alike = set[tuple[str, str]]()
+        """Nodes, and the engines of which each has what the driver's machine has."""
+        self._described = functools.cache(lambda kind: _ray_node.described(site.engines[kind].identity()))
         self._answered: deque[tuple[TrialJob, TrialRecord]] = deque()
         self._folders: set[str] = set()
         self._room = Room(site.parallel)
@@ -93,12 +100,7 @@ class RayExecutor(Executor):
         if self._room.beyond(need):
             self._answered.append((job, self._room.refused(job, need)))
             return
-        if any(one.began_at is None and one.need != need for one in self._out.values()):
-            self._lines[need] += 1
-        key = f"{job.number}-{job.attempt}"
-        one = self._out[key] = _Trial(job, need, self._room.cpus(need))
-        order = Order(key=key, job=job.model_dump_json(), gpus=need, cpus=one.cpus, line=self._lines[need])
-        self._placed().desk.order(order)
+        self._order(job, need)
 
     @_ray_cluster.reached()
     def collect(self, timeout_s: float) -> TrialRecord | None:
@@ -132,6 +134,14 @@ class RayExecutor(Executor):
         self._out.clear()
         self.forget_scratch()
 
+    def _order(self, job: TrialJob, need: int) -> None:
+        if any(one.began_at is None and one.need != need for one in self._out.values()):
+            self._lines[need] += 1
+        key = f"{job.number}-{job.attempt}-{next(self._turns)}"
+        one = self._out[key] = _Trial(job, need, self._room.cpus(need))
+        order = Order(key=key, job=job.model_dump_json(), gpus=need, cpus=one.cpus, line=self._lines[need])
+        self._placed().desk.order(order)
+
     def _placed(self) -> Placement:
         if self._placement is None:
             self._placement = Placement(self.site.engines, self.site.workload, self._home)
@@ -140,8 +150,8 @@ class RayExecutor(Executor):
     def _take_in(self, news: News) -> None:
         one = self._out.get(news.key)
         match news.kind:
-            case "began":
-                self._begin(one)
+            case "placed":
+                self._begin(news.key, one, news.content)
             case "held":
                 self._room.hold(news.key, news.content)
             case "record" if one is not None:
@@ -149,17 +159,62 @@ class RayExecutor(Executor):
             case "lost":
                 self._room.let_go(news.key)
                 self._room.look_around()
+                if one is not None and one.began_at is None and self._some_are_broken():
+                    self._place_elsewhere(news.key, one)
                 self._lose(news.key, f"Ray lost the trial: {news.content}")
             case "folder":
                 self._folders.add(news.content)
             case "ended":
                 self._start_over(news.content)
 
-    def _begin(self, one: _Trial | None) -> None:
-        assert self._placement is not None
-        if one is not None:
+    def _begin(self, key: str, one: _Trial | None, seen: Seen) -> None:
+        """Let an attempt begin where it was placed, unless its numbers would not compare there: then somewhere else."""
+        desk = self._placed().desk
+        if one is not None and not self._room.shunned(seen.node):
+            known = seen.node, one.job.configuration.engine
+            if seen.installed is None and known not in self._alike:
+                desk.reply(Reply("tell"))
+                return
+            if why := self._unlike(one.job, seen) or self._room.failing(seen.node, one.need):
+                self._room.shun(seen.node, seen.host, why)
+            self._alike.add(known)
+        if self._room.shunned(seen.node):
+            desk.reply(Reply("stay"))
+            if one is not None:
+                self._place_elsewhere(key, one)
+        elif one is None:
+            desk.reply(Reply("go"))
+        else:
             one.began_at, one.deadline = time.time(), time.monotonic() + self.site.patience_s(one.job)
-        self._placement.desk.give_bar(one is not None, None if one is None else self.site.bar(one.job))
+            one.node, one.gpus = seen.node, seen.gpus
+            desk.reply(Reply("run", self.site.bar(one.job)))
+
+    def _unlike(self, job: TrialJob, seen: Seen) -> str:
+        """Why what is measured there would not compare with other trials; empty where it would."""
+        if seen.installed is None or isinstance(seen.installed, str):
+            return seen.installed or ""
+        here = self._described(job.configuration.engine)
+        found = ", ".join(_ray_node.unlike(seen.installed, here))
+        return found and f"beside the driver's machine it has {found}, so that its numbers would not compare."
+
+    def _some_are_broken(self) -> bool:
+        """Whether there are nodes on which no trial can even be placed; such a one would take them all, one after the other."""
+        found = self._placed().broken()
+        for node, why in found.items():
+            if not self._room.shunned(node):
+                self._room.shun(node, _ray_cluster.host(node), f"{why}. Install there what the driver's machine has.")
+                _ray_cluster.occupy(node)
+        return bool(found)
+
+    def _place_elsewhere(self, key: str, one: _Trial) -> None:
+        """Raises MachineUnusable when nothing is left to run on."""
+        del self._out[key]
+        if not self._room.slots(one.need) and all(other.began_at is None for other in self._out.values()):
+            raise MachineUnusable(
+                f"No node of the Ray cluster is like the driver's machine. {self._room.shunned()} "
+                "Mend it and continue with the same command; nothing measured was lost."
+            )
+        self._order(one.job, one.need)
 
     def _look_around(self) -> None:
         """Answer trials for which no node has been large enough for long, and those that are hung: Ray would wait for ever."""
@@ -183,13 +238,18 @@ class RayExecutor(Executor):
             self._room.say_once(_STALLED)
 
     def _answer(self, key: str, record: TrialRecord) -> None:
-        self._answered.append((self._out.pop(key).job, record))
+        one = self._out.pop(key)
+        if one.began_at is not None and isinstance(record.outcome, Failed) and record.outcome.kind is FailureKind.MACHINE_FAULT:
+            self._room.fault(one.node, one.job.number, one.began_at)
+        else:
+            self._room.well(one.node)
+        self._answered.append((one.job, record))
 
     def _lose(self, key: str, why: str) -> None:
         if (one := self._out.get(key)) is not None:
             now = time.time()
             spent_s = None if one.began_at is None else now - one.began_at
-            self._answer(key, lost(one.job, Phase.MEASURE, why, one.began_at or now, spent_s))
+            self._answer(key, lost(one.job, Phase.MEASURE, why, one.began_at or now, spent_s, one.gpus))
 
     def _end_tune(self) -> None:
         if self._placement is None:
@@ -208,12 +268,15 @@ class RayExecutor(Executor):
         for key in tuple(self._out):
             self._lose(key, f"Ray lost the trial: Ray Tune ended: {why}")
 
-    def _kept(self, job: TrialJob, answer: _ray_node.Answer) -> TrialRecord:
-        """The record of a trial whose files are now in the store."""
+    def _kept(self, job: TrialJob, answer: tuple[str, _ray_node.Files | str]) -> TrialRecord:
+        """The record of a trial whose files are now in the store, if they arrived; otherwise they are the reason."""
         text, files = answer
         folder = self.site.context(job).folder
         try:
-            _ray_node.unpack(folder, files)
+            if isinstance(files, str):
+                self._room.notices.append(f"The files of trial {job.number} did not arrive from its node: {files}.")
+            else:
+                _ray_node.unpack(folder, files)
         except OSError as error:
             self._room.notices.append(f"The files of trial {job.number} could not be kept in {folder}: {error.strerror}.")
         try:

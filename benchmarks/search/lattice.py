@@ -67,10 +67,7 @@ def job(values: Mapping[str, Value], seed: int, folder: Path, cache: Path, pytho
     options = {"model": "synthetic:learner-tiny", "cpu": True, "python": python, "fixed": FIXED, "total_steps": steps}
     engine = found(found.Options.model_validate({"kind": "trl", **options}))
     context = Context(study="lattice", trial=0, tag="lattice", folder=folder, scratch=folder / "scratch", cache=cache, seed=seed)
-    launch = engine.launch(Configuration(engine="trl", values=values), context)
-    folder.mkdir(parents=True)
-    for name, text in launch.files.items():
-        (folder / name).write_text(text)
+    launch = engine.launch(Configuration(engine="trl", values=values), context).within(context)
     return {"argv": list(launch.argv[1:]), "log": str(folder / "log")}
 
 

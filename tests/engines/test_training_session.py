@@ -39,7 +39,7 @@ def opened(tmp_path):
             cache=tmp_path / "cache",
         )
         steps = str(context.folder / FIRST_STEPS)
-        launch = Launch(argv=(sys.executable, "-c", program, steps, "0"), files={"a.yaml": "a: 1\n"})
+        launch = Launch(argv=(sys.executable, "-c", program, steps, "0"), files={"a.yaml": "a: 1\n"}).within(context)
         options = TrainingOptions(kind="trl", model="m", start_timeout_s=start_timeout_s, stop_timeout_s=2)
         known = {"diagnose": lambda log, _: diagnose(log, ("ValueError",)), **dialect}
         session = LaunchedTraining(launch, context, options, Dialect(read=read, reseed=reseed, **known))

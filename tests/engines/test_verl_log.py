@@ -38,7 +38,7 @@ def test_a_phase_whose_line_is_missing_counts_to_the_next():
 def test_a_session_tells_its_start_by_phase(context):
     program = f"import sys\nfor line in {LINES!r}: print(line, flush=True)\nopen(sys.argv[1], 'w').write('1\\n')\nsys.stdin.read()"
     program += "\nimport time; time.sleep(60)"
-    launch = Launch(argv=(sys.executable, "-c", program, str(context.folder / FIRST_STEPS)))
+    launch = Launch(argv=(sys.executable, "-c", program, str(context.folder / FIRST_STEPS))).within(context)
     options = TrainingOptions(kind="verl", model="m", stop_timeout_s=2)
     read = {1: Step(number=1, metrics={}, samples=1)}.get
     dialect = Dialect(read, lambda launch, seed: launch, lambda log, code: None, ready_at_first_step=True, milestones=MILESTONES)

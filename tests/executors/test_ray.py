@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from autotune import executors, proc, process
+from autotune.agenda import gpu_minutes
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
-from autotune.errors import MissingPrerequisite
+from autotune.errors import MachineUnusable, MissingPrerequisite
 from autotune.executors.base import Site
 from autotune.trial import Configuration, Failed, FailureKind, Measured, TrialJob
 from autotune.workloads.recorded import RecordedWorkload, RecordedWorkloadOptions
@@ -92,8 +93,8 @@ def add_node(cluster):
     """Adds a node with some GPUs; nodes that a test leaves are removed."""
     added = []
 
-    def add_node(gpus):
-        added.append(cluster.add_node(**NODE, num_gpus=gpus))
+    def add_node(gpus, **variables):
+        added.append(cluster.add_node(**NODE, num_gpus=gpus, env_vars=variables or None))
         return added[-1]
 
     yield add_node
@@ -146,6 +147,11 @@ def wait_until(true, timeout_s=90.0):
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def only_gpus(executor, count):
+    """Wait until the cluster has so many: nodes of earlier tests count as alive for a while."""
+    wait_until(lambda: sum(has.get("GPU", 0) for has in executor._room.usable().values()) == count)
 
 
 def scratch_folders(temporary):
@@ -210,6 +216,79 @@ def test_an_engine_whose_node_died_is_ended_by_the_next_trial_there(cluster, add
     assert contract.leftovers(tmp_path) == [] and scratch_folders(temporary) == []
 
 
+def test_a_lost_trial_cost_the_time_of_all_its_gpus(cluster, add_node, make, by_speed, tmp_path):
+    node = add_node(2)
+    with make() as executor:
+        executor.submit(contract.job(0, speed=200, start_s=80))
+        wait_until(lambda: executor.collect(0.1) or contract.leftovers(tmp_path))
+        cluster.remove_node(node, allow_graceful=False)
+        (lost,) = contract.collect_all(executor, 1, 120.0)
+    assert lost.gpus == (0, 1)
+    assert gpu_minutes([lost]) == pytest.approx(2 * lost.seconds["measure"] / 60) and lost.seconds["measure"] > 0
+
+
+def test_a_node_with_another_engine_runs_no_trial(add_node, make, by_speed):
+    """The engine that travels there knows what is installed on the driver's machine; its node's own answer counts."""
+    add_node(1, FAKE_VERSION="2")
+    with make() as executor:
+        only_gpus(executor, 1)
+        executor.site.engines["fake"].identity()
+        executor.submit(contract.job(0, speed=100))
+        with pytest.raises(MachineUnusable, match="fake 2 instead of 1") as raised:
+            contract.collect_all(executor, 1, 120.0)
+        assert "would not compare" in str(raised.value) and "No trial runs on" in executor.notices()[0]
+
+
+def test_trials_go_on_where_the_driver_s_engine_is_installed(add_node, make, by_speed, tmp_path):
+    for _ in range(2):
+        add_node(1, FAKE_VERSION="2")
+    add_node(1)
+    with make() as executor:
+        for number in range(4):
+            executor.submit(contract.job(number, speed=100, **{"env.SHOWN": number}))
+        records = contract.collect_all(executor, 4, 240.0)
+        told = [notice for notice in executor.notices() if "fake 2 instead of 1" in notice]
+        assert len(told) <= 2
+    assert sorted(record.number for record in records) == [0, 1, 2, 3]
+    assert all(isinstance(record.outcome, Measured) and record.attempt == 1 for record in records)
+    assert {record.configuration.values["env.SHOWN"] for record in records} == {0, 1, 2, 3}
+    assert not [path for path in tmp_path.rglob("launch.json") if "FAKE_VERSION" in path.read_text()]
+
+
+def test_a_node_that_cannot_import_what_a_trial_is_made_of_costs_no_attempt(add_node, make, by_speed):
+    """It comes first, so that the trials meet it before there is any other."""
+    add_node(1, PYTHONPATH=str(Path(executors.__file__).parents[2]))
+    with make() as executor:
+        only_gpus(executor, 1)
+        executor.submit(contract.job(0, speed=100))
+        with pytest.raises(MachineUnusable, match="No module named 'autotune_fakes'"):
+            contract.collect_all(executor, 1, 120.0)
+    with make() as executor:
+        add_node(1)
+        for number in range(3):
+            executor.submit(contract.job(number, speed=100))
+        records = contract.collect_all(executor, 3, 240.0)
+        told = [notice for notice in executor.notices() if "Install there what the driver's machine has" in notice]
+    assert all(isinstance(record.outcome, Measured) and record.attempt == 1 for record in records)
+    assert len(told) <= 1
+
+
+def test_a_node_that_fails_every_trial_is_given_no_more(add_node, make, by_speed):
+    """It is free when the others are busy, and would take one trial after the other."""
+    add_node(1, FAKE_BROKEN="1")
+    add_node(1)
+    with make() as executor:
+        records, number = [], 0
+        while len(records) < 12:
+            while len(executor.running()) < 2:
+                executor.submit(contract.job(number, speed=100, start_s=2))
+                number += 1
+            records += [record for record in (executor.collect(0.5),) if record]
+        failed = [record for record in records if isinstance(record.outcome, Failed)]
+        assert len(failed) == 2, [record.outcome for record in failed]
+        assert any("failed the last 2 trials there" in notice for notice in executor.notices())
+
+
 def test_a_trial_is_placed_where_its_configuration_finds_its_gpus(cluster, add_node, make, by_speed, tmp_path, temporary):
     """The nodes have one GPU and two; the two are wanted while one-GPU trials are there too."""
     add_node(1)
@@ -272,8 +351,7 @@ def test_gpus_whose_memory_is_held_take_no_trials(add_node, make, by_speed, monk
     monkeypatch.setattr(rooms, "_PATIENCE_S", 0.0)
     add_node(2)
     with make() as executor:
-        # Nodes of earlier tests count as alive for a while.
-        wait_until(lambda: sum(has.get("GPU", 0) for has in executor._room.usable().values()) == 2)
+        only_gpus(executor, 2)
         node = next(node for node, has in executor._room.usable().items() if has.get("GPU"))
         held = News("held", "0-1", Held(node, "a-node", 2, ("GPU 0 is quarantined: 4.9 GiB",)))
         before = executor.capacity
@@ -369,6 +447,15 @@ def test_files_that_cannot_be_kept_undo_no_measurement(make, tmp_path):
         (record,) = contract.collect_all(executor, 1)
         assert isinstance(record.outcome, Measured)
         assert any("files of trial 0 could not be kept" in notice for notice in executor.notices())
+
+
+def test_files_that_did_not_arrive_undo_no_measurement(make, monkeypatch):
+    monkeypatch.setattr(tunes, "_fetched", lambda key, record, files: News("record", key, (ray.get(record), "a slow network")))
+    with make() as executor:
+        executor.submit(contract.job(0))
+        (record,) = contract.collect_all(executor, 1)
+        assert isinstance(record.outcome, Measured)
+        assert executor.notices() == ["The files of trial 0 did not arrive from its node: a slow network."]
 
 
 def test_files_of_a_trial_come_back_to_the_store(make, tmp_path, temporary):

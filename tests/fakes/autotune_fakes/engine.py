@@ -1,14 +1,17 @@
 """The fake server as an engine, through the same serving session that real servers use."""
 
+import os
 import re
 import sys
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 from autotune import process
 from autotune.engines import _logprobs
 from autotune.engines._server import Dialect, ServingSession
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Session
+from autotune.errors import MachineUnusable
 from autotune.standby import Ahead
 from autotune.trial import Configuration, FailureKind
 
@@ -56,9 +59,17 @@ class FakeEngine(Engine):
     options: FakeOptions
 
     def identity(self) -> Identity:
-        return Identity(kind="fake", version="1", python=sys.version.split()[0], device="cpu")
+        """What FAKE_VERSION says is installed, told once, as by engines that have to ask for it."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> Identity:
+        version = os.environ.get("FAKE_VERSION", "1")
+        return Identity(kind="fake", version=version, python=sys.version.split()[0], device="cpu")
 
     def launch(self, configuration: Configuration, context: Context) -> Launch:
+        if "FAKE_BROKEN" in os.environ:
+            raise MachineUnusable("This machine is broken.")
         port = self.options.port or process.free_port()
         values = {**self.options.fixed, **configuration.values}
         env = {name.removeprefix("env."): str(value) for name, value in values.items() if name.startswith("env.")}
