@@ -254,7 +254,21 @@ class Analysis:
     def _nothing(self) -> NothingMeasured:
         if not self.candidates:
             return NothingMeasured(f"No trial of study {self.name!r} was measured.")
-        return NothingMeasured(f"No measured trial of study {self.name!r} keeps all its constraints.")
+        return NothingMeasured(f"No measured trial of study {self.name!r} keeps all its constraints.{self._nearest()}")
+
+    def _nearest(self) -> str:
+        """Which configuration breaks the constraints least, by the sum of what it lacks of each; empty when that is not why."""
+        broken = [(one.trial, excess) for one in self.candidates if any(excess := self._excess(one))]
+        if not broken:
+            return ""
+        trial, excess = min(broken, key=lambda found: sum(found[1]))
+        told = [f"{bound.name} by {by:.1%}" for bound, by in zip(self.study.constraints, excess, strict=True) if by > 0]
+        return f" Trial {trial} comes nearest: it breaks {' and '.join(told)}."
+
+    def _excess(self, candidate: Candidate) -> tuple[float, ...]:
+        """By how much of its limit a configuration's runs break each constraint on average; 0 where they keep it."""
+        scored = [found for record in candidate.records if (found := self.score(record)) is not None]
+        return tuple(max(0.0, sum(column) / len(column)) for column in zip(*(found.violations for found in scored), strict=True))
 
 
 def outcome_name(record: TrialRecord) -> str:

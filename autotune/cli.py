@@ -14,12 +14,14 @@ from typing import Annotated, Any
 
 import typer
 
-from autotune.errors import AutotuneError, InvalidInput
+from autotune.errors import AutotuneError, InvalidInput, Mistake
 from autotune.terminal import ReaderGone, clean, write_json
+
+_EXIT_CODES = (__doc__ or "").partition("\n\n")[2]
 
 app = typer.Typer(
     name="autotune",
-    help=f"Finds the best configuration of an LLM serving engine or RL training run by running the real thing.\n\n{__doc__}",
+    help=f"Finds the best configuration of an LLM serving engine or RL training run by running the real thing.\n\n{_EXIT_CODES}",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -167,7 +169,7 @@ def export(
     to: Annotated[str, typer.Option("--to", help="The format: shell, vllm_yaml, compose, kubernetes, ...")],
     store: StoreOption = STORE,
     trial: Annotated[int | None, typer.Option("--trial", help="Export this trial.")] = None,
-    pick: Annotated[str, typer.Option("--pick", help="winner, or knee or best:METRIC of the front.")] = "winner",
+    pick: Annotated[str | None, typer.Option("--pick", help="winner (the default), or knee or best:METRIC of the front.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write to; the study's own export folder if not given.")
     ] = None,
@@ -180,7 +182,10 @@ def export(
     """
     from autotune import export, results
 
-    written = export.export(results.load(name_of(study), store), to, store=store, trial=trial, pick=pick, out=out, prove=prove)
+    if trial is not None and pick is not None:
+        raise InvalidInput([Mistake("--pick", "Both --trial and --pick say which trial to export; give one of them.")])
+    found = results.load(name_of(study), store)
+    written = export.export(found, to, store=store, trial=trial, pick=pick or "winner", out=out, prove=prove)
     if as_json:
         write_json({"trial": written.trial, "files": [str(path) for path in written.files], "proof": written.proof})
         return

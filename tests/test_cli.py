@@ -339,6 +339,11 @@ def test_the_time_left_holds_the_finalists_at_a_whole_trials_seconds_and_what_ru
     reporter.close()
 
 
+def test_a_trial_to_export_is_named_once(store):
+    code, _, err = answer("export", "small", "--to", "shell", "--trial", "1", "--pick", "knee", "--store", store)
+    assert code == 2 and "give one of them" in err
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
 def test_a_measured_trial_is_exported(store, tmp_path):

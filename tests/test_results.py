@@ -71,6 +71,13 @@ def test_a_configuration_that_failed_once_by_its_own_fault_leaves_the_front(make
     assert set(found.front.index) == {0}
 
 
+def test_where_every_trial_breaks_a_constraint_the_nearest_is_told(make_record, small_study):
+    found = results.StudyResults(small_study, (make_record(3),))
+    with pytest.raises(NothingMeasured) as said:
+        found.gain()
+    assert str(said.value).endswith("Trial 3 comes nearest: it breaks ttft_ms.p99 <= 500 @ request_rate=4 by 80.0%.")
+
+
 def test_hypervolume_never_falls_and_ends_at_the_fronts(small):
     volume = small.hypervolume()
     values = list(volume.values.values())

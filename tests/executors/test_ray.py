@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from autotune import executors, proc, process
-from autotune.agenda import gpu_minutes
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
 from autotune.errors import MachineUnusable, MissingPrerequisite
 from autotune.executors.base import Site
@@ -224,7 +223,7 @@ def test_a_lost_trial_cost_the_time_of_all_its_gpus(cluster, add_node, make, by_
         cluster.remove_node(node, allow_graceful=False)
         (lost,) = contract.collect_all(executor, 1, 120.0)
     assert lost.gpus == (0, 1)
-    assert gpu_minutes([lost]) == pytest.approx(2 * lost.seconds["measure"] / 60) and lost.seconds["measure"] > 0
+    assert lost.gpu_minutes == pytest.approx(2 * lost.seconds["measure"] / 60) and lost.seconds["measure"] > 0
 
 
 def test_a_node_with_another_engine_runs_no_trial(add_node, make, by_speed):
