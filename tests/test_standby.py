@@ -1,5 +1,6 @@
 """An interpreter that imports ahead: what is launched in it is what would have been launched without it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -202,6 +203,17 @@ def test_it_runs_a_package_as_m_does(tmp_path):
         one, spare = standby.start(argv, env={}, cwd=tmp_path, log=log, tag=tag, cpus=())
         assert one.popen.wait(60) == 0 and spare.facts() == {"standby": True}
     assert log.read_text() == '{"a":1}\n'
+
+
+def test_cores_that_it_may_not_use_are_passed_over_as_they_are_without_it(tmp_path):
+    ahead = Ahead((sys.executable, "-m", "json.tool"), ("json",))
+    (tmp_path / "in.json").write_text("{}")
+    argv, none = (*ahead.head, str(tmp_path / "in.json")), (max(os.sched_getaffinity(0)) + 1000,)
+    for number, waits in enumerate((False, True)):
+        tag, log = process.make_tag(tmp_path, "s", number), tmp_path / f"log{number}"
+        with standby.held(ahead, env={}, scratch=tmp_path, tag=tag, cpus=(), threads=1) if waits else contextlib.nullcontext():
+            one, _ = standby.start(argv, env={}, cwd=tmp_path, log=log, tag=tag, cpus=none)
+            assert one.popen.wait(60) == 0, log.read_text()
 
 
 def test_one_that_nothing_was_launched_in_is_ended(tmp_path):

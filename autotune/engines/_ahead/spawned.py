@@ -19,22 +19,25 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import resource
 import signal
 import socket
 import subprocess
 import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker, util
 from pathlib import Path
 from typing import Any
 
+# Beside this file, also where PYTHONSAFEPATH keeps a script's folder out of the path.
+sys.path.insert(0, str(Path(__file__).parent))
 import waiting
 
 # The name is free again for whoever else has a module of it.
-sys.modules.pop("waiting", None)
+del sys.path[0], sys.modules["waiting"]
 
 RESERVED = 256
 """Descriptors below this one are kept free for what a parent hands over."""
@@ -55,19 +58,24 @@ class Child:
     pid: int
     orders: socket.socket
 
-    def take(self, argv: Sequence[str], passed: Sequence[int]) -> bool:
+    def take(self, path: str, argv: Sequence[str], passed: Sequence[int]) -> bool:
         """Have it go on as the process that this command would have started; False when it cannot, and it is ended then."""
-        numbers = sorted({0, 1, 2, *passed})
-        order = json.dumps({**state(), "argv": list(map(os.fsdecode, argv)), "numbers": numbers}).encode()
-        reason: str | None = "it hands over too many descriptors"
-        if len(numbers) <= PASSED:
-            reason = self.ask(order, numbers)
+        reason: str | None = "it was interrupted"
+        try:
+            reason = self.ask(path, argv, sorted({0, 1, 2, *passed}))
+        finally:
+            if reason is not None:
+                self.end()
         if reason is not None:
             print(f"A process starts with imports of its own: {reason}.", flush=True)
-            self.end()
         return reason is None
 
-    def ask(self, order: bytes, numbers: Sequence[int]) -> str | None:
+    def ask(self, path: str, argv: Sequence[str], numbers: Sequence[int]) -> str | None:
+        if path != sys.executable:
+            return f"{path} is to start it"
+        if len(numbers) > PASSED:
+            return "it hands over too many descriptors"
+        order = json.dumps({**state(), "argv": list(map(os.fsdecode, argv)), "numbers": numbers}).encode()
         self.orders.settimeout(PATIENCE_S)
         try:
             with self.orders, self.orders.makefile("rb") as answers:
@@ -81,9 +89,11 @@ class Child:
 
     def end(self) -> None:
         self.orders.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        # Where its end is not for us to await, nothing may be sent to its number, which may be another's by now.
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
 
 
 @dataclass
@@ -107,17 +117,26 @@ class Brood:
             waiting.take_cores(child.pid, cpus, idle)
 
     def serve(self) -> None:
-        """From here on `multiprocessing` is given one of them where it would start an interpreter."""
-        plain = util.spawnv_passfds
+        """From here on `multiprocessing` is given one of them where it would start an interpreter.
+
+        One that such a process cannot have is ended all the same: kept, it would be measured as memory of the launch.
+        """
+        plain, own = util.spawnv_passfds, os.getpid()
 
         def spawn(path: Any, argv: Any, passed: Any) -> int:
-            if self.children and os.fsdecode(path) == sys.executable and "--multiprocessing-fork" in argv:
-                child = self.children.pop()
-                if child.take(argv, passed):
-                    return child.pid
+            # They are no children of a process that was forked from this one.
+            child = self.next() if "--multiprocessing-fork" in argv and os.getpid() == own else None
+            if child is not None and child.take(os.fsdecode(path), argv, passed):
+                return child.pid
             return plain(path, argv, passed)
 
         util.spawnv_passfds = spawn  # type: ignore[assignment]
+
+    def next(self) -> Child | None:
+        # Another thread may take the last one after any question.
+        with contextlib.suppress(IndexError):
+            return self.children.pop()
+        return None
 
     def end(self) -> None:
         while self.children:
@@ -126,24 +145,30 @@ class Brood:
 
 def state() -> dict[str, Any]:
     """What a spawned process has from its parent, beside descriptors."""
-    umask = os.umask(0)
-    os.umask(umask)
+    # Asked with os.umask, it would be another one for a moment, in which other threads may make files.
+    umask = re.search(r"^Umask:\s*(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
     return {
         "env": dict(os.environ),
         "cwd": str(Path.cwd()),
-        "umask": umask,
+        "umask": int(umask[1], 8) if umask else None,
         "limits": {number: resource.getrlimit(number) for number in LIMITS},
         "cpus": sorted(os.sched_getaffinity(0)),
-        "ignored": [int(number) for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN],
+        "ignored": sorted(ignored()),
         "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
     }
+
+
+def ignored() -> set[int]:
+    """Signals that this process ignores, but for those that Python itself ignores in each."""
+    found = {int(number) for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN}
+    return found - {signal.SIGPIPE, signal.SIGXFSZ}
 
 
 def main() -> None:
     first, last = (index for index, word in enumerate(sys.argv) if word == "--")
     entry, late, modules = sys.argv[1:first], sys.argv[first + 1 : last], sys.argv[last + 1 :]
     waiting.end_with_parent()
-    orders = reserve()
+    orders, born_ignoring = reserve(), ignored()
     threads = os.environ.pop("AUTOTUNE_THREADS", None)
     before = dict(os.environ)
     waiting.import_all(entry, modules, threads)
@@ -152,12 +177,13 @@ def main() -> None:
     asked = order["env"]
     # What its parent has set while importing, this one has set too.
     differing = {name for name in {*before, *asked} if asked.get(name) not in (before.get(name), os.environ.get(name))}
-    reason = occupied(order["numbers"]) or waiting.obstacle(differing - SAME, late, forks=False)
+    reason = occupied(order["numbers"], passed) or waiting.obstacle(differing - SAME, late, forks=False)
     waiting.answer(orders, reason)
     if reason is not None:
         os._exit(0)
     waiting.outlive_parent()
     become(order, dict(zip(order["numbers"], passed, strict=True)), differing)
+    ignore(set(order["ignored"]), born_ignoring)
     waiting.widen(os.environ.get(waiting.THREADS, threads))
     code = order["argv"][order["argv"].index("-c") + 1]
     sys.argv = ["-c", *order["argv"][order["argv"].index(code) + 1 :]]
@@ -167,6 +193,9 @@ def main() -> None:
 
 def reserve() -> socket.socket:
     """Take the orders out of the way, and keep the low descriptors from whatever opens some while it is imported."""
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * RESERVED:
+        print("A process may open too few files here for anything to be imported ahead for spawned ones.", flush=True)
+        os._exit(1)
     orders = socket.socket(fileno=fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, RESERVED))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -184,8 +213,10 @@ def await_order(orders: socket.socket) -> tuple[list[int], dict[str, Any]]:
     return passed, order
 
 
-def occupied(numbers: Iterable[int]) -> str | None:
+def occupied(numbers: Sequence[int], passed: Sequence[int]) -> str | None:
     """Why descriptors of these numbers cannot be handed over to here; None when they can."""
+    if len(passed) != len(numbers):
+        return "the interpreter that was to take it may open too few files"
     high = [number for number in numbers if number >= RESERVED]
     if high:
         return f"it is handed the descriptor {high[0]}, which may be in use"
@@ -206,14 +237,24 @@ def become(order: Mapping[str, Any], passed: Mapping[int, int], differing: Itera
                 os.close(number)
     waiting.take_environment(order["env"], differing)
     os.chdir(order["cwd"])
-    os.umask(order["umask"])
+    if order["umask"] is not None:
+        os.umask(order["umask"])
     for name, limits in order["limits"].items():
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(int(name), tuple(limits))
-    waiting.take_cores(os.getpid(), order["cpus"], idle=False)
-    for number in order["ignored"]:
-        signal.signal(number, signal.SIG_IGN)
+    # A thread that began while its parent gave them normal priority may have been passed over.
+    waiting.take_cores(os.getpid(), order["cpus"], idle=True)
     signal.pthread_sigmask(signal.SIG_SETMASK, order["blocked"])
+
+
+def ignore(asked: Collection[int], born: Collection[int]) -> None:
+    """Ignore the signals that its parent ignores, and not those that were ignored when it began. What importing has set stays."""
+    for number in signal.valid_signals():
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        if number in born and number not in asked and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
+        elif number in asked and signal.getsignal(number) == usual:
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

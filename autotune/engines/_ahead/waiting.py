@@ -92,10 +92,11 @@ def main() -> None:
 
 def spawned_beside(entry: Sequence[str]) -> Any:
     """The interpreters for processes that the launch will spawn; they import while this one does."""
-    # Found beside this file, whose folder is in the path only until the launch's own takes its place.
+    # Beside this file, also where PYTHONSAFEPATH keeps a script's folder out of the path.
+    sys.path.insert(0, str(Path(__file__).parent))
     import spawned  # type: ignore[import-not-found]
 
-    del sys.modules["spawned"]
+    del sys.path[0], sys.modules["spawned"]
     asked = json.loads(os.environ.pop("AUTOTUNE_SPAWNS", "{}"))
     brood = spawned.Brood()
     if asked:
@@ -176,12 +177,17 @@ def redirect(log: Path) -> None:
 
 
 def take_cores(pid: int, cpus: Iterable[int], idle: bool) -> None:
-    """Give a process these cores, every thread that a library has started included, and leave idle priority."""
-    for name in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
-        with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(int(name), set(cpus))
+    """Give a process these cores, every thread that a library has started included, and leave idle priority.
+
+    A thread that has ended is passed over, and cores that nobody may use here are not given, as to a launch that nobody awaited.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(int(name), set(cpus))
             if idle:
-                os.sched_setscheduler(int(name), os.SCHED_OTHER, os.sched_param(0))
+                with contextlib.suppress(OSError):
+                    os.sched_setscheduler(int(name), os.SCHED_OTHER, os.sched_param(0))
 
 
 def take_environment(asked: Mapping[str, str], differing: Iterable[str]) -> None:
