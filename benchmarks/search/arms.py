@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,7 +20,7 @@ from autotune.search import Driver, First, Proposal, grid, samplers
 from autotune.search.prior import Roofline, pick
 from autotune.standings import Standings
 from autotune.study import Search
-from autotune.trial import Configuration, Failed, FailureKind, Origin, TrialRecord
+from autotune.trial import Configuration, Failed, FailureKind, Origin, TrialRecord, Value
 from autotune.workloads.recorded import RecordedWorkload, RecordedWorkloadOptions
 
 Warm = Callable[[Task, int], Sequence[Configuration]]
@@ -56,6 +56,7 @@ class Ours(Arm):
         ladder: bool = True,
         warm: Sequence[Configuration] = (),
         sampler: str = "auto",
+        options: Mapping[str, Value] | None = None,
         strategy: Literal["joint", "staged"] = "joint",
         early: bool = True,
         probe_s: float | None = None,
@@ -72,7 +73,7 @@ class Ours(Arm):
             whole,
             task.directions,
             [constraint.name for constraint in task.constraints],
-            Search(seed=seed, sampler=sampler, strategy=strategy),
+            Search(seed=seed, sampler=sampler, strategy=strategy, options=options or {}),
             first=[First(configuration=one, origin=Origin.WARM_START) for one in warm],
             resolved={"recorded": resolved},
             feasible=rungs.feasible,
