@@ -90,6 +90,7 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
     effective = {**record.effective, "device": "cpu" if identity.device == "cpu" else "cuda"}
     values = engine.explicit(record.configuration, plan.cache_of(store), effective)
     env = {name.removeprefix("env."): str(value) for name, value in values.items() if name.startswith("env.")}
+    withheld = _withheld(engine)
     when = datetime.fromtimestamp(record.started_at, UTC).date().isoformat() if record.started_at else ""
     return Winner(
         study=study.name,
@@ -99,13 +100,13 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
         model_path=engine.model_path(plan.cache_of(store)),
         configuration=record.configuration,
         parameters={name: value for name, value in values.items() if not name.startswith("env.")},
-        env={name: value for name, value in {**engine.options.env, **env}.items() if name not in _withheld(engine)},
+        env={name: value for name, value in {**engine.options.env, **env}.items() if name not in withheld},
         interpreter=engine.options.python,
         gpus=len(record.gpus),
         options=engine.options.model_dump(mode="json", exclude_unset=True),
         figures=tuple(_figures(found, chosen)),
         measured_on=f"{when} on {identity.device}".strip(),
-        cautions=_cautions(found, chosen, _withheld(engine)),
+        cautions=_cautions(found, chosen, withheld),
         unsteady=tuple(dict.fromkeys(reason for record in chosen.records for reason in found.unsteady(record))),
     )
 

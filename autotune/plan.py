@@ -130,12 +130,13 @@ def confirm(plan: Plan) -> Plan:
         known[kind] = frozenset(flags) | resolved[kind].keys()
         collected.extend(_refusals(plan, kind, verdicts))
         collected.extend(_too_many_gpus(plan, kind))
+    space = plan.space.knowing(resolved)
     if len(known) == len(plan.engines):
         collected.extend(flag_checks.expressions(plan.study, plan.text, plan.space, known))
-        collected.extend(checks.sampler(plan.study, plan.text, plan.space.knowing(resolved)))
-        collected.extend(checks.possible(plan.study, plan.text, plan.space.knowing(resolved), resolved))
+        collected.extend(checks.sampler(plan.study, plan.text, space))
+        collected.extend(checks.possible(plan.study, plan.text, space, resolved))
     collected.finish()
-    return replace(plan, space=plan.space.knowing(resolved), identities=identities, resolved=resolved)
+    return replace(plan, space=space, identities=identities, resolved=resolved)
 
 
 class _Mistakes:
