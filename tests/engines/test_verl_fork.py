@@ -248,6 +248,88 @@ def test_nothing_is_forked_from_a_process_with_a_thread(drive, place):
     assert told(ran) is False and "a thread named" in ran.stderr
 
 
+CUDA = "int cuDeviceGetCount(int *count) { *count = 1; return 0; }"
+NVML = """
+#include <string.h>
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) { *handle = (void *)1; return index != 3; }
+int nvmlDeviceGetHandleByUUID(char *uuid, void **handle) { *handle = (void *)1; return strcmp(uuid, "GPU-3"); }
+int nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *minor) { *major = 9; *minor = 0; return handle != (void *)1; }
+"""
+TORCH = """
+import ctypes, os
+def is_available():
+    return True
+def _lazy_init():
+    ctypes.CDLL({driver!r}, ctypes.RTLD_GLOBAL)
+def get_device_name(device=None):
+    _lazy_init()
+    return "own"
+def get_device_capability(device=None):
+    _lazy_init()
+    return 1, 1
+"""
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    """Drivers of a GPU and a PyTorch of the test's own, on which CUDA counts as initialised once its driver is loaded."""
+
+    def make(libraries="libcuda libnvidia-ml", visible="3"):
+        for name in libraries.split():
+            library = tmp_path / f"{name}.so.1"
+            build = ["cc", "-shared", f"-Wl,-soname,{library.name}", "-x", "c", "-", "-o", str(library)]
+            subprocess.run(build, input={"libcuda": CUDA, "libnvidia-ml": NVML}[name].encode(), check=True)
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch" / "__init__.py").write_text("")
+        (tmp_path / "torch" / "cuda.py").write_text(TORCH.format(driver=str(tmp_path / "libcuda.so.1")))
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("libraries", "visible", "told_by"),
+    [("libcuda libnvidia-ml", "3", "NVML"), ("libcuda libnvidia-ml", "GPU-3", "NVML"), ("libcuda libnvidia-ml", "5", "CUDA"),
+     ("libcuda libnvidia-ml", "", "CUDA"), ("libcuda", "3", "CUDA")],
+)  # fmt: skip
+def test_an_import_that_asks_what_a_gpu_can_is_told_without_cuda(drive, card, tmp_path, libraries, visible, told_by):
+    """As verl's kernels ask."""
+    card(libraries, visible)
+    (tmp_path / "kernels.py").write_text(
+        "import os, torch.cuda\nfast = torch.cuda.get_device_capability()[0] >= 9\nos.environ['FAST'] = str(fast)\n"
+    )
+    ran = drive(
+        "found = described(); print(json.dumps([found['forked'], found['env'].get('FAST')]))",
+        shared=("torch.cuda",),
+        modules=("heavy", "kernels"),
+    )
+    assert told(ran) == [True, "True" if told_by == "NVML" else None]
+    assert ("imports kernels itself" in ran.stderr) is (told_by == "CUDA")
+
+
+def test_an_import_that_initialises_cuda_is_left_to_the_workers(drive, card, tmp_path):
+    """As vLLM's flash-linear-attention asks; a module that goes on without what it cannot import must not do so here."""
+    card()
+    (tmp_path / "below.py").write_text("import os\nos.environ['BELOW'] = '1'\n")
+    (tmp_path / "asks.py").write_text("import below, torch.cuda\nname = torch.cuda.get_device_name(0)\n")
+    (tmp_path / "tries.py").write_text(
+        "try:\n    import asks\nexcept Exception:\n    asks = None\nimport os\nos.environ['TRIED'] = '1'\n"
+    )
+    ran = drive("found = described(); print(json.dumps([found['forked'], 'BELOW' in found['env'], 'TRIED' in found['env']]))",
+                shared=("torch.cuda",), modules=("heavy", "tries"))  # fmt: skip
+    assert told(ran) == [True, True, False]
+    assert "Each worker imports tries itself, which initialises CUDA." in ran.stderr
+
+
+def test_where_cuda_was_initialised_all_the_same_nothing_is_forked(drive, card, tmp_path):
+    card()
+    (tmp_path / "native.py").write_text(f"import ctypes\nctypes.CDLL({str(tmp_path / 'libcuda.so.1')!r}, ctypes.RTLD_GLOBAL)\n")
+    ran = drive("print(json.dumps(described()['forked']))", modules=("heavy", "native"))
+    assert told(ran) is False and "CUDA was initialised while native was imported" in ran.stderr
+
+
 def test_clients_that_go_away_before_they_are_served_disturb_nobody(drive):
     code = """
 import socket, struct

@@ -34,7 +34,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ HARMLESS_THREADS = re.compile(r"jemalloc_bg_thd|cuda[0-9a-f]{11}")
 EARLY_S = 90.0
 """A child that fails sooner after its start may have failed for being forked."""
 ENDED_BY_OTHERS = (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT)
+CULPRITS: list[str] = []
+"""The module that CUDA was initialised by."""
 PATIENCE_S = 10.0
 """How long a client may take to say what it wants; a client says it at once."""
 
@@ -113,17 +115,73 @@ def import_all(modules: Iterable[str]) -> None:
     # PyTorch then counts the GPUs without initialising them.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     os.environ.__class__ = waiting.Noting
+    restore: Callable[[], None] | None = None
     try:
         for module in modules:
+            restore = restore or keep_out_of_cuda()
             # What cannot be imported here is for the process that needs it to complain about.
-            with contextlib.suppress(Exception):
-                importlib.import_module(module)
+            try:
+                with contextlib.suppress(Exception):
+                    importlib.import_module(module)
+            except LeftToWorkersError:
+                print(f"Each worker imports {module} itself, which initialises CUDA.", file=sys.stderr, flush=True)
             name_actors_without_ray()
+            if not CULPRITS and waiting.cuda_touched():
+                CULPRITS.append(module)
     finally:
+        if restore is not None:
+            restore()
         os.environ.__class__ = plain
         waiting.Noting.names.discard("PYTORCH_NVML_BASED_CUDA_CHECK")
         if added:
             del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
+
+
+class LeftToWorkersError(BaseException):
+    """An import would initialise CUDA. No Exception, so that a module which goes on without what it cannot import does not."""
+
+
+def keep_out_of_cuda() -> Callable[[], None] | None:
+    """Have PyTorch ask NVML what a GPU can, as verl's kernels do while they are imported, and give up an import that asks for
+    more: what it needed is there, and each worker imports the rest itself. Returns what undoes it; None before PyTorch is
+    there, and where it sees no GPU."""
+    cuda: Any = sys.modules.get("torch.cuda")
+    if cuda is None or not cuda.is_available():
+        return None
+    plain = {name: getattr(cuda, name) for name in ("get_device_capability", "_lazy_init")}
+
+    def capability(device: Any = None) -> tuple[int, int]:
+        found = nvml_capability(device) if device is None or isinstance(device, int) else None
+        return found or plain["get_device_capability"](device)
+
+    def give_up() -> None:
+        raise LeftToWorkersError
+
+    def restore() -> None:
+        for name, own in plain.items():
+            setattr(cuda, name, own)
+
+    cuda.get_device_capability, cuda._lazy_init = capability, give_up
+    return restore
+
+
+def nvml_capability(device: int | None) -> tuple[int, int] | None:
+    """The compute capability of a visible GPU by NVML; None when it does not tell."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
+    try:
+        name = visible.split(",")[device or 0].strip() if visible is not None else str(device or 0)
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if name.isdigit():
+            asked = (nvml.nvmlDeviceGetHandleByIndex_v2, ctypes.c_uint(int(name)))
+        else:
+            asked = (nvml.nvmlDeviceGetHandleByUUID, name.encode())
+        nvml.nvmlInit_v2()
+        failed = asked[0](asked[1], ctypes.byref(handle))
+        failed = failed or nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
+    except (OSError, AttributeError, IndexError):
+        return None
+    return None if failed else (major.value, minor.value)
 
 
 class Drawn:
@@ -165,7 +223,7 @@ def alike() -> bool:
 def obstacle() -> str | None:
     """Why nothing can be forked from this process; None when it can."""
     if waiting.cuda_touched():
-        return "CUDA was initialised while importing"
+        return f"CUDA was initialised while {' and '.join(CULPRITS) or 'something'} was imported"
     tasks = [task for task in Path("/proc/self/task").iterdir() if int(task.name) != os.getpid()]
     threads = {(task / "comm").read_text().strip() for task in tasks}
     missed = sorted(name for name in threads if not HARMLESS_THREADS.fullmatch(name))
