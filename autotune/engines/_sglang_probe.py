@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import importlib.metadata
 import io
 import json
@@ -92,14 +93,21 @@ def kind(action: argparse.Action) -> str:
 def parse(argv: list[str]) -> dict[str, Any]:
     """What the parser reads from an argv, as SGLang's own launcher would, without its defaults and cross-checks."""
     from sglang.srt.server_args import ServerArgs
-    from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
 
     parser = argparse.ArgumentParser(prog="sglang", argument_default=argparse.SUPPRESS)
     ServerArgs.add_cli_args(parser)
     for action in parser._actions:
         action.default = argparse.SUPPRESS
-    merged = ConfigArgumentMerger(parser).merge_config_with_args(argv) if "--config" in argv else argv
+    merged = config_merger()(parser).merge_config_with_args(argv) if "--config" in argv else argv
     return {"parsed": plain(vars(parser.parse_args(merged)))}
+
+
+def config_merger() -> Any:
+    """What reads `--config`; it moved between 0.5.17 and 0.5.23."""
+    for place in ("sglang.srt.utils.server_args_config_parser", "sglang.srt.server_args_config_parser"):
+        with contextlib.suppress(ModuleNotFoundError):
+            return importlib.import_module(place).ConfigArgumentMerger
+    raise ImportError("this SGLang has no parser of --config files where others have it")
 
 
 def resolve(argv: list[str]) -> dict[str, Any]:

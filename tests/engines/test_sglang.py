@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from autotune import exporters, process, spaces
 from autotune.engines import _flags, _sglang_cpu, _sglang_log
+from autotune.engines import sglang as sglang_module
 from autotune.engines import _sglang_args as args
 from autotune.engines.base import Context, Flag
 from autotune.engines.sglang import SglangEngine
@@ -289,6 +290,26 @@ def winner(**parameters: object) -> Winner:
         parameters=parameters,
         interpreter=PYTHON,
     )
+
+
+@pytest.mark.parametrize("folder", ["sglang/srt", "sglang/srt/utils", "sglang"])
+def test_what_reads_config_files_is_found_in_either_release(tmp_path, monkeypatch, folder):
+    """0.5.17 has it beside server_args, later releases below utils; an H200's 0.5.17 failed its exports for want of this."""
+    (tmp_path / "sglang" / "srt" / "utils").mkdir(parents=True)
+    (tmp_path / folder / "server_args_config_parser.py").write_text("class ConfigArgumentMerger: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "sglang"]:
+        monkeypatch.delitem(sys.modules, name)
+    spec = importlib.util.spec_from_file_location("probe", sglang_module.PROBE)
+    probe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(probe)
+    if folder == "sglang":
+        with pytest.raises(ImportError, match="no parser of --config files"):
+            probe.config_merger()
+    else:
+        assert probe.config_merger().__name__ == "ConfigArgumentMerger"
+    for name in [name for name in sys.modules if name.split(".")[0] == "sglang"]:
+        del sys.modules[name]
 
 
 def test_the_yaml_has_hyphens_and_only_switches_that_are_on():
