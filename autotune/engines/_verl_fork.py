@@ -26,7 +26,7 @@ _SHARED = (
     "verl.utils.config",
     "verl.trainer.ppo.utils",
 )
-"""What verl's driver imports itself. Not verl.trainer.constants_ppo, which asks the GPU what it can and so initialises CUDA."""
+"""What verl's driver imports itself."""
 _MODULES = (
     "ray._private.workers.default_worker",
     "verl.trainer.ppo.v1",

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from autotune import exporters, process, spaces
 from autotune.engines import _flags, _sglang_cpu, _sglang_log
-from autotune.engines import sglang as sglang_module
 from autotune.engines import _sglang_args as args
+from autotune.engines import sglang as sglang_module
 from autotune.engines.base import Context, Flag
 from autotune.engines.sglang import SglangEngine
 from autotune.errors import InvalidInput, MissingPrerequisite

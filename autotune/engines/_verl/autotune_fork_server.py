@@ -172,12 +172,11 @@ def nvml_capability(device: int | None) -> tuple[int, int] | None:
     try:
         name = visible.split(",")[device or 0].strip() if visible is not None else str(device or 0)
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        if name.isdigit():
-            asked = (nvml.nvmlDeviceGetHandleByIndex_v2, ctypes.c_uint(int(name)))
-        else:
-            asked = (nvml.nvmlDeviceGetHandleByUUID, name.encode())
         nvml.nvmlInit_v2()
-        failed = asked[0](asked[1], ctypes.byref(handle))
+        if name.isdigit():
+            failed = nvml.nvmlDeviceGetHandleByIndex_v2(int(name), ctypes.byref(handle))
+        else:
+            failed = nvml.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(handle))
         failed = failed or nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
     except (OSError, AttributeError, IndexError):
         return None
