@@ -52,6 +52,8 @@ class Dialect:
     health: str = "/health"
     answer: _logprobs.Ask | None = None
     """None for a server that gives no log-probabilities."""
+    lingers: bool = False
+    """Whether TERM takes it seconds for which a GPU waits, and KILL leaves nothing behind either; it is killed at once then."""
 
 
 class ServingSession(Session):
@@ -129,7 +131,7 @@ class ServingSession(Session):
         self._memory.close()
         if self._gpu is not None:
             self._gpu.close()
-        report = self._process.stop(self._options.stop_timeout_s)
+        report = self._process.stop(0.0 if self._dialect.lingers else self._options.stop_timeout_s)
         free = process.wait_gone(self._port, 5.0)
         facts: dict[str, Value] = {"seconds": report.seconds, "returncode": report.returncode, "killed": report.killed}
         if report.survivors or not free:

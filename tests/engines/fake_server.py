@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +26,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+if mode == "lingers":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if mode == "goes":
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit(0)))
 print("imports are done", flush=True)
 if mode == "dies":
     sys.exit("ValueError: this cannot work")

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,15 +38,15 @@ DIALECT = Dialect(
 def session(tmp_path):
     started = []
 
-    def start(mode, port=None, timeout_s=20.0):
+    def start(mode, port=None, timeout_s=20.0, dialect=DIALECT, stop_timeout_s=5):
         port = port or process.free_port()
-        folder = tmp_path / "trial"
+        folder = tmp_path / f"trial-{len(started)}"
         folder.mkdir()
         tag = process.make_tag(tmp_path, "test", 0)
         context = Context(study="test", trial=0, tag=tag, folder=folder, scratch=tmp_path, cache=tmp_path)
         launch = Launch(argv=(sys.executable, str(FAKE), str(port), mode), endpoint=f"http://127.0.0.1:{port}")
-        options = EngineOptions(kind="vllm", model="m", start_timeout_s=timeout_s, stop_timeout_s=5)
-        started.append((ServingSession(launch, context, options, DIALECT, "m"), tag))
+        options = EngineOptions(kind="vllm", model="m", start_timeout_s=timeout_s, stop_timeout_s=stop_timeout_s)
+        started.append((ServingSession(launch, context, options, dialect, "m"), tag))
         return started[-1][0]
 
     yield start
@@ -73,6 +74,15 @@ def test_it_becomes_ready_and_says_where_its_time_went(session):
     first = one.stop()
     assert one.stop()["returncode"] == first["returncode"]
     assert "survivors" not in first
+
+
+def test_one_that_lingers_is_killed_at_once_and_others_may_take_their_time(session):
+    one = session("lingers", dialect=replace(DIALECT, lingers=True), stop_timeout_s=60)
+    one.wait_ready()
+    assert one.stop()["killed"] == 1
+    another = session("goes", stop_timeout_s=60)
+    another.wait_ready()
+    assert another.stop()["killed"] == 0
 
 
 def test_an_engine_that_will_not_reset_says_so(session):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune import exporters, process, spaces
+from autotune import exporters, process, resident, spaces
 from autotune.engines import _flags, _sglang_cpu, _sglang_log
 from autotune.engines import _sglang_args as args
 from autotune.engines import sglang as sglang_module
@@ -411,7 +411,10 @@ def test_a_real_server_serves_and_goes_away(real, tmp_path, store, complete):
         with urllib.request.urlopen(f"{session.endpoint}/metrics", timeout=10) as answer:
             assert b"sglang:generation_tokens_total" in answer.read()
         session.check_alive()
-    assert session.stop().get("survivors") is None
+        mapped = resident.nameless_segments(one.pid for one in session._process.members())
+    stopped = session.stop()
+    assert stopped["killed"] > 0 and "survivors" not in stopped, "SGLang lingers, so it is killed"
+    assert mapped and not mapped & set(Path("/dev/shm").iterdir()), "and what it leaves behind then is removed"
 
 
 @pytest.mark.engine
