@@ -20,7 +20,7 @@ from autotune.score import Objective, Score, Selector, score, unsteady, value_of
 from autotune.secrets import redact
 from autotune.stats import Interval
 from autotune.study import Study
-from autotune.trial import CLIENT_LATE, Configuration, Failed, FailureKind, Measured, Origin, TrialFailed, TrialRecord
+from autotune.trial import CLIENT_LATE, Configuration, Failed, FailureKind, Origin, TrialFailed, TrialRecord
 from autotune.validation import sentence
 
 
@@ -176,7 +176,7 @@ class Analysis:
         for one in self.candidates:
             if one.digest == record.configuration.digest:
                 return one
-        raise NothingMeasured(f"Trial {trial} of study {self.name!r} was not measured: {outcome_name(record)}.")
+        raise NothingMeasured(f"Trial {trial} of study {self.name!r} was not measured: {self.outcome(record)}.")
 
     def objective(self, metric: str) -> Objective:
         """A metric as an objective: the study's own, or one with the metric table's direction. Raises InvalidInput."""
@@ -233,12 +233,27 @@ class Analysis:
 
     def score(self, record: TrialRecord) -> Score | None:
         """A trial's score; None for a failed one or one that lacks a number the study needs."""
-        if record.measurement is None:
-            return None
+        found = self.judged(record)
+        return None if isinstance(found, Failed) else found
+
+    def failure(self, record: TrialRecord) -> Failed | None:
+        """Why a trial has no score: it failed, or what it measured lacks a number the study needs."""
+        found = self.judged(record)
+        return found if isinstance(found, Failed) else None
+
+    def outcome(self, record: TrialRecord) -> str:
+        """The one word for how a trial ended, wherever it is shown: `measured`, or the kind of failure."""
+        failed = self.failure(record)
+        return "measured" if failed is None else str(failed.kind)
+
+    def judged(self, record: TrialRecord) -> Score | Failed:
+        """A trial's score, or why it has none."""
+        if isinstance(record.outcome, Failed):
+            return record.outcome
         try:
-            return score(record.measurement, self.study.objectives, self.study.constraints)
-        except TrialFailed:
-            return None
+            return score(record.outcome.measurement, self.study.objectives, self.study.constraints)
+        except TrialFailed as error:
+            return error.failed
 
     def _candidate(self, digest: str, runs: Sequence[TrialRecord]) -> Candidate | None:
         scored = [(record, found) for record in runs if (found := self.score(record)) is not None]
@@ -269,11 +284,6 @@ class Analysis:
         """By how much of its limit a configuration's runs break each constraint on average; 0 where they keep it."""
         scored = [found for record in candidate.records if (found := self.score(record)) is not None]
         return tuple(max(0.0, sum(column) / len(column)) for column in zip(*(found.violations for found in scored), strict=True))
-
-
-def outcome_name(record: TrialRecord) -> str:
-    """`measured`, or the kind of failure."""
-    return record.outcome.status if isinstance(record.outcome, Measured) else str(record.outcome.kind)
 
 
 def short(configuration: Configuration, limit: int = 60) -> str:

@@ -15,10 +15,10 @@ import pandas as pd
 
 from autotune import ledger
 from autotune import study as studies
-from autotune.analysis import Analysis, outcome_name, total_seconds
+from autotune.analysis import Analysis, total_seconds
 from autotune.errors import NotFound, NothingMeasured, nearest
 from autotune.quality import QUALITY, Guard
-from autotune.trial import Failed, TrialRecord
+from autotune.trial import TrialRecord
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class StudyResults(Analysis):
         return pd.Series({**row, **means}, name=one.trial)
 
     def _trial_row(self, record: TrialRecord, names: Sequence[str]) -> dict[str, Any]:
-        found, failed = self.score(record), record.outcome if isinstance(record.outcome, Failed) else None
+        found, failed = self.score(record), self.failure(record)
         row: dict[str, Any] = {
             "trial": record.number,
             "attempt": record.attempt,
             "origin": str(record.origin),
-            "outcome": outcome_name(record),
+            "outcome": self.outcome(record),
             "phase": str(failed.phase) if failed else None,
             "advice": failed.advice if failed else None,
             "feasible": found.feasible if found else None,

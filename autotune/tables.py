@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune import bands, diagnosis, effects
-from autotune.analysis import Analysis, outcome_name, short, total_seconds
+from autotune.analysis import Analysis, short, total_seconds
 from autotune.errors import NothingMeasured
-from autotune.score import level_name, score
+from autotune.score import level_name
 from autotune.secrets import redact
-from autotune.trial import Failed, Row, TrialFailed, TrialRecord
+from autotune.trial import Failed, Row, TrialRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +163,9 @@ def effect_rows(analysis: Analysis) -> Rows:
 
 def _reason(analysis: Analysis, record: TrialRecord) -> tuple[str, str, str] | None:
     """Outcome, advice and evidence of a trial off the front; None for one on it."""
-    if isinstance(record.outcome, Failed):
-        return outcome_name(record), record.outcome.advice, " ".join(record.outcome.evidence[:1])
-    try:
-        found = score(record.outcome.measurement, analysis.study.objectives, analysis.study.constraints)
-    except TrialFailed as error:
-        return str(error.failed.kind), error.failed.advice, " ".join(error.failed.evidence)
+    found = analysis.judged(record)
+    if isinstance(found, Failed):
+        return analysis.outcome(record), found.advice, " ".join(found.evidence[:1])
     broken = [bound.name for bound, value in zip(analysis.study.constraints, found.violations, strict=True) if value > 0]
     if broken:
         return "breaks a constraint", f"Broken: {'; '.join(broken)}.", ""
@@ -192,7 +189,7 @@ def _outcome(analysis: Analysis, record: TrialRecord) -> str:
     found = analysis.score(record)
     reused = f", reused from {record.reused_from}" if record.reused_from else ""
     steady = ", not steady" if analysis.unsteady(record) else ""
-    return outcome_name(record) + ("" if found is None or found.feasible else ", breaks a constraint") + steady + reused
+    return analysis.outcome(record) + ("" if found is None or found.feasible else ", breaks a constraint") + steady + reused
 
 
 def _with_interval(analysis: Analysis, trial: int, metric: str) -> str:
