@@ -56,6 +56,13 @@ class Plan:
             }
         )
 
+    @property
+    def executor(self) -> str:
+        """The executor that runs the trials; `auto` is resolved."""
+        recorded = all(engine.serves == "recorded" for engine in self.engines.values())
+        kind = self.study.executor.kind
+        return kind if kind != "auto" else "inline" if recorded else "local"
+
     def defaults(self) -> tuple[Configuration, ...]:
         """Each engine's default configuration, the study's first engine leading."""
         return tuple(Configuration(engine=kind) for kind in self.engines)

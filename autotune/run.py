@@ -57,18 +57,13 @@ def run(plan: Plan, *, fresh: bool = False, cold: bool = False, reporter: Report
             )
             if tracker is not None:
                 tracker.study_started()
-            with executors.make(_executor(plan), site) as executor:
+            with executors.make(plan.executor, site) as executor:
                 Loop(agenda, executor, interrupts, reporter, tracker).run()
             if interrupts.stopping:
                 raise Interrupted(
                     f"The study {plan.study.name!r} was stopped. Continue it with the same command; nothing measured was lost."
                 )
     return _finished(plan, agenda, tracker)
-
-
-def _executor(plan: Plan) -> str:
-    recorded = all(engine.serves == "recorded" for engine in plan.engines.values())
-    return plan.study.executor.kind if plan.study.executor.kind != "auto" else "inline" if recorded else "local"
 
 
 @contextlib.contextmanager

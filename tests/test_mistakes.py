@@ -325,6 +325,7 @@ def test_a_goal_the_wrong_way_round_is_noted(tmp_path, old, new, noted):
             "holds of the default, which is measured all the same",
         ),
         (FORBID, '["enforce_eager == true"]', "reads nothing that this study tunes, so it forbids nothing"),
+        ("kind: local, parallel: 1", "parallel: 3", "executor.parallel: 3 has no effect: the executor 'inline' runs trials one"),
         ("trials: 12", "trials: 1", "2 trials are named, the defaults among them, and 1 are the budget"),
     ],
 )
@@ -335,6 +336,27 @@ def test_what_will_not_be_as_it_seems_is_noted(tmp_path, old, new, noted):
         return " ".join(preview.preview(plan.confirm(plan.read(path, tmp_path / "store"))).warnings)
 
     assert noted in notes(STUDY.replace(old, new)) and noted not in notes(STUDY)
+
+
+@pytest.mark.parametrize(
+    ("executor", "gpus", "at_once", "noted"),
+    [
+        ("kind: auto, parallel: 3", 0, 1, True),
+        ("kind: inline, parallel: 3", 0, 1, True),
+        ("kind: local, parallel: 3", 0, 3, False),
+        ("kind: local, parallel: 3", 1, 2, True),
+        ("kind: local, parallel: auto", 1, 2, False),
+        ("kind: ray, parallel: 3", 1, 3, False),
+    ],
+)
+def test_the_check_counts_trials_at_once_as_they_will_run(tmp_path, monkeypatch, executor, gpus, at_once, noted):
+    cards = tuple(gpu.Device(index=index, uuid=f"GPU-{index}", name="card", total_bytes=1 << 30) for index in range(2))
+    monkeypatch.setattr(gpu, "devices", lambda: cards)
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.replace(NOISE, f"gpus: {gpus}").replace("kind: local, parallel: 1", executor))
+    shown = preview.preview(plan.read(path, tmp_path / "store"))
+    assert shown.expected.at_once == at_once
+    assert any("executor.parallel" in warning for warning in shown.warnings) == noted
 
 
 def test_more_gpus_than_the_machine_has(tmp_path, monkeypatch):

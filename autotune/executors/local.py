@@ -20,7 +20,7 @@ from autotune.cores import Cores, Parts, Share
 from autotune.executors import _worker
 from autotune.executors._spares import Spares
 from autotune.executors._workplace import Workplace, opened
-from autotune.executors.base import MAX_PARALLEL, Executor, Site, lost
+from autotune.executors.base import Executor, Site, lost, side_by_side
 from autotune.leases import Leases
 from autotune.trial import Configuration, FailureKind, Phase, TrialJob, TrialRecord
 
@@ -64,11 +64,7 @@ class LocalExecutor(Executor):
     @property
     def capacity(self) -> int:
         need = max(self.site.engines[kind].gpus_needed(Configuration(engine=kind)) for kind in self.site.engines)
-        asked = self.site.parallel
-        if not need or not self._leases.devices:
-            return asked if isinstance(asked, int) else 1
-        room = self._leases.usable // need
-        return min(room, asked if isinstance(asked, int) else MAX_PARALLEL)
+        return side_by_side(need, self._leases.usable if self._leases.devices else None, self.site.parallel)
 
     def submit(self, job: TrialJob) -> None:
         self._waiting.append(job)
