@@ -18,6 +18,7 @@ from autotune.pareto import Direction
 from autotune.quality import Guard, Review
 from autotune.score import Objective, Score, Selector, score, unsteady, value_of
 from autotune.secrets import redact
+from autotune.space import OwnRules, StudyRule
 from autotune.stats import Interval
 from autotune.study import Study
 from autotune.trial import CLIENT_LATE, Configuration, Failed, FailureKind, Origin, TrialFailed, TrialRecord
@@ -31,9 +32,16 @@ class Candidate:
     trial: int
     digest: str
     records: tuple[TrialRecord, ...]
-    feasible: bool
+    holds: bool
     """Every constraint kept by the mean of the runs (of the finalist's runs, where there are any), no run failed or was left
     without a score by the configuration's own fault, and the answers are not known to be too far from the default's."""
+    forbidden: StudyRule | None = None
+    """The rule of the study's own that it breaks: a default that does is the yardstick all the same."""
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it may enter the front, and with that be a finalist, win and be exported."""
+        return self.holds and self.forbidden is None
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,15 @@ class Analysis:
     def guard(self) -> Guard:
         """What is known to change the model's answers; nothing where only the records are known."""
         return Guard()
+
+    @property
+    def own_rules(self) -> Mapping[str, OwnRules]:
+        """What the study's user does not want, by engine; nothing where only the records are known."""
+        return {}
+
+    def forbidden(self, configuration: Configuration) -> StudyRule | None:
+        """The rule of the study's own that a configuration breaks, the default included."""
+        return self.own_rules.get(configuration.engine, OwnRules()).forbid(configuration)
 
     @cached_property
     def quality(self) -> Review:
@@ -132,9 +149,10 @@ class Analysis:
 
     def hypervolume(self) -> Volume:
         """Hypervolume after each trial under one reference point over all feasible trials. Raises NothingMeasured."""
-        points = {record.number: found.values for record in self.records if (found := self.score(record)) and found.feasible}
+        scored = [(record, found) for record in self.records if (found := self.score(record)) and found.feasible]
+        points = {record.number: found.values for record, found in scored if self.forbidden(record.configuration) is None}
         if not points:
-            raise NothingMeasured(f"Study {self.name!r} has no trial that was measured and keeps the constraints.")
+            raise NothingMeasured(f"Study {self.name!r} has no trial that was measured and keeps the constraints and rules.")
         reference = pareto.nadir_reference(list(points.values()), self.directions)
         numbers = sorted({record.number for record in self.records})
         values = pareto.hypervolume_history([points.get(number) for number in numbers], self.directions, reference)
@@ -264,12 +282,14 @@ class Analysis:
         sound = not any(self.score(record) is None and _own_fault(record) for record in runs)
         check = self.quality.check(runs[0].configuration)
         faithful = check is None or check.answer != "failed"
-        return Candidate(scored[0][0].number, digest, tuple(record for record, _ in scored), kept and sound and faithful)
+        measured, rule = tuple(record for record, _ in scored), self.forbidden(runs[0].configuration)
+        return Candidate(measured[0].number, digest, measured, kept and sound and faithful, rule)
 
     def _nothing(self) -> NothingMeasured:
         if not self.candidates:
             return NothingMeasured(f"No trial of study {self.name!r} was measured.")
-        return NothingMeasured(f"No measured trial of study {self.name!r} keeps all its constraints.{self._nearest()}")
+        rules = " and its own rules" if any(one.holds for one in self.candidates) else ""
+        return NothingMeasured(f"No measured trial of study {self.name!r} keeps all its constraints{rules}.{self._nearest()}")
 
     def _nearest(self) -> str:
         """Which configuration breaks the constraints least, by the sum of what it lacks of each; empty when that is not why."""

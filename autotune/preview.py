@@ -95,7 +95,7 @@ def preview(plan: Plan) -> Preview:
         levels=plan.workload.levels(),
         parameters=tuple(_parameters(plan)),
         climbs=_climbs(plan),
-        rules=tuple(f"{rule.rule}: {rule.reason}" for space in plan.space.engines.values() for rule in space.telling()),
+        rules=tuple(str(rule) for space in plan.space.engines.values() for rule in space.telling()),
         size=None if size == float("inf") else size,
         first=tuple(_first(plan)),
         ends_early=_ends_early(plan),
@@ -232,7 +232,7 @@ def _rules(plan: Plan, kind: str) -> Iterator[str]:
         if rule not in telling:
             yield f"{kind}: the rule {rule.rule!r} reads nothing that this study tunes, so it forbids nothing."
         elif rule.expression.holds({**(resolved or {}), **space.fixed}):
-            yield f"{kind}: the rule {rule.rule!r} holds of the default, which is measured all the same, as the baseline."
+            yield f"{kind}: the rule {rule.rule!r} holds of the default, measured all the same as the baseline; it cannot win."
 
 
 def _fewer_at_once(plan: Plan) -> Iterator[str]:

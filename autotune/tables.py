@@ -36,7 +36,11 @@ def gain_lines(analysis: Analysis) -> list[str]:
         lines.append(
             f"{name}: no configuration is better than the default{_beyond(analysis)}." if best else f"{gain}, trial {gain.trial}."
         )
-    return list(dict.fromkeys([*lines, *_knee_line(analysis), *quality_lines(analysis), *_unsteady_lines(analysis)]))
+    return list(
+        dict.fromkeys(
+            [*lines, *_yardstick_line(analysis), *_knee_line(analysis), *quality_lines(analysis), *_unsteady_lines(analysis)]
+        )
+    )
 
 
 def quality_lines(analysis: Analysis) -> list[str]:
@@ -59,6 +63,14 @@ def _unsteady_lines(analysis: Analysis) -> list[str]:
     first = analysis.unsteady(analysis.record(trials[0]))[0]
     advice = "Their numbers depend on when and how long was measured: lengthen workload.window, or lower that load."
     return [f"Not steady while measured: trial {_numbers(trials)}. Trial {trials[0]} at {first} {advice}"]
+
+
+def _yardstick_line(analysis: Analysis) -> list[str]:
+    """That the default cannot win, where the study forbids it."""
+    default = analysis.default_candidate
+    if default is None or default.forbidden is None:
+        return []
+    return [f"The engine's default, trial {default.trial}, is measured as the yardstick and cannot win: {default.forbidden}"]
 
 
 def _knee_line(analysis: Analysis) -> list[str]:
@@ -99,6 +111,7 @@ def front_rows(analysis: Analysis) -> Rows:
         values = [_with_interval(analysis, one.trial, name) for name in analysis.objective_names]
         tied = _numbers([analysis.feasible[index].trial for index in ties])
         label = f"{mark}, default" if one is default and mark != "default" else mark
+        label += ", forbidden" if one.forbidden else ""
         label += ", not steady" if any(analysis.unsteady(record) for record in one.records) else ""
         cells.append((one.trial, *values, label, tied or None, len(one.records), short(one.records[0].configuration, 200)))
     columns = ("trial", *analysis.objective_names, "place", "tied with", "runs", "configuration")
@@ -171,6 +184,8 @@ def _reason(analysis: Analysis, record: TrialRecord) -> tuple[str, str, str] | N
         return "breaks a constraint", f"Broken: {'; '.join(broken)}.", ""
     if record.number in analysis.membership:
         return None
+    if (rule := analysis.forbidden(record.configuration)) is not None:
+        return "forbidden", str(rule), ""
     check = analysis.quality.check(record.configuration)
     if check is not None and check.answer == "failed":
         return "changes answers", "Leave these values to the default, or allow more by quality.max_drift_nats.", str(check)
@@ -189,7 +204,9 @@ def _outcome(analysis: Analysis, record: TrialRecord) -> str:
     found = analysis.score(record)
     reused = f", reused from {record.reused_from}" if record.reused_from else ""
     steady = ", not steady" if analysis.unsteady(record) else ""
-    return analysis.outcome(record) + ("" if found is None or found.feasible else ", breaks a constraint") + steady + reused
+    broken = "" if found is None or found.feasible else ", breaks a constraint"
+    forbidden = "" if found is None or analysis.forbidden(record.configuration) is None else ", forbidden"
+    return analysis.outcome(record) + broken + forbidden + steady + reused
 
 
 def _with_interval(analysis: Analysis, trial: int, metric: str) -> str:

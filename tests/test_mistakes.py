@@ -322,7 +322,7 @@ def test_a_goal_the_wrong_way_round_is_noted(tmp_path, old, new, noted):
         (
             FORBID,
             '["max_num_seqs > 128 or max_num_seqs > max_num_batched_tokens"]',
-            "holds of the default, which is measured all the same",
+            "holds of the default, measured all the same as the baseline; it cannot win",
         ),
         (FORBID, '["enforce_eager == true"]', "reads nothing that this study tunes, so it forbids nothing"),
         ("kind: local, parallel: 1", "parallel: 3", "executor.parallel: 3 has no effect: the executor 'inline' runs trials one"),
