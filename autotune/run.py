@@ -54,6 +54,7 @@ def run(plan: Plan, *, fresh: bool = False, cold: bool = False, reporter: Report
                 parallel=plan.study.executor.parallel,
                 address=plan.study.executor.address,
                 watch=lambda job, label, share: reporter.progress(job.number, label, share),
+                launched=ledger.launch,
                 bar=agenda.bar,
             )
             if tracker is not None:

@@ -45,6 +45,10 @@ def _unwatched(job: TrialJob, label: str, share: float) -> None:
     return
 
 
+def _unheard(job: TrialJob) -> None:
+    return
+
+
 def _no_bar(job: TrialJob) -> Bar | None:
     return None
 
@@ -64,6 +68,8 @@ class Site:
     parallel: int | Literal["auto"] = "auto"
     address: str | None = None
     watch: Watch = _unwatched
+    launched: Callable[[TrialJob], None] = _unheard
+    """Told when a submitted trial has its place and begins to run, before anything of it is started."""
     bar: Callable[[TrialJob], Bar | None] = _no_bar
     """Asked when a trial begins for what it has to be able to reach."""
 

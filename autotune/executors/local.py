@@ -141,6 +141,7 @@ class LocalExecutor(Executor):
         return Cores(self.capacity, Parts(clients=served, standby=self._spares.wanted, computing=not self._leases.devices))
 
     def _try_to_start(self, job: TrialJob, gpus: tuple[int, ...]) -> None:
+        self.site.launched(job)
         share = self._cores.take({core for index in gpus for core in gpu.near_processors(index)})
         try:
             self._running.append(self._start(job, gpus, share))
