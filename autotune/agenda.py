@@ -42,6 +42,7 @@ class Agenda:
         """The finalists' rounds, once they are planned."""
         self.screening = Screening(plan.study)
         self.standings = Standings(plan.study.objectives, plan.study.constraints, plan.study.search.probe_s)
+        self._rules = plan.own_rules
         self._restore()
 
     def next(self) -> TrialJob | TrialRecord | None:
@@ -76,7 +77,7 @@ class Agenda:
         """Keep a record, teach the search, and queue a retry where one is due. Returns the score of a measured trial."""
         self.ledger.record(record, self.key(record.configuration))
         found = self._tell(record)
-        for sentence in self.screening.hear(record, found):
+        for sentence in self.screening.hear(record, found, self._wanted(record)):
             self.say(sentence)
         if (again := self.retries.after(record)) is not None:
             self.waiting.append(again)
@@ -140,19 +141,24 @@ class Agenda:
                 self.driver.cut(Cut.model_validate(note.payload))
         for number in sorted(self.ledger.records):
             record = self.ledger.records[number]
-            self.screening.hear(record, self._tell(record))
+            self.screening.hear(record, self._tell(record), self._wanted(record))
         for job in self.ledger.in_flight:
             self.driver.begin(job.number, job.configuration, job.point)
         self.waiting.extend(self.retries.owed())
 
     def _tell(self, record: TrialRecord) -> Score | None:
         found = self.score(record)
-        self.standings.hear(record, found)
+        self.standings.hear(record, found, self._wanted(record))
         self.driver.tell(record, found or self._reached(record))
         for sentence in self.driver.notes:
             self.say(sentence)
         self.driver.notes.clear()
         return found
+
+    def _wanted(self, record: TrialRecord) -> bool:
+        """Whether no rule of the study's own forbids what was run: its default may break one, and so may what was run before
+        a rule was added."""
+        return self._rules[record.configuration.engine].forbid(record.configuration) is None
 
     def _reached(self, record: TrialRecord) -> Reached | None:
         """How far a trial that was ended early had got; None for any other."""

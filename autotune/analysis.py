@@ -18,9 +18,10 @@ from autotune.pareto import Direction
 from autotune.quality import Guard, Review
 from autotune.score import Objective, Score, Selector, score, unsteady, value_of
 from autotune.secrets import redact
+from autotune.space import OwnRules, StudyRule
 from autotune.stats import Interval
 from autotune.study import Study
-from autotune.trial import CLIENT_LATE, Configuration, Failed, FailureKind, Measured, Origin, TrialFailed, TrialRecord
+from autotune.trial import CLIENT_LATE, Configuration, Failed, FailureKind, Origin, TrialFailed, TrialRecord
 from autotune.validation import sentence
 
 
@@ -31,9 +32,16 @@ class Candidate:
     trial: int
     digest: str
     records: tuple[TrialRecord, ...]
-    feasible: bool
+    holds: bool
     """Every constraint kept by the mean of the runs (of the finalist's runs, where there are any), no run failed or was left
     without a score by the configuration's own fault, and the answers are not known to be too far from the default's."""
+    forbidden: StudyRule | None = None
+    """The rule of the study's own that it breaks: a default that does is the yardstick all the same."""
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it may enter the front, and with that be a finalist, win and be exported."""
+        return self.holds and self.forbidden is None
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,15 @@ class Analysis:
     def guard(self) -> Guard:
         """What is known to change the model's answers; nothing where only the records are known."""
         return Guard()
+
+    @property
+    def own_rules(self) -> Mapping[str, OwnRules]:
+        """What the study's user does not want, by engine; nothing where only the records are known."""
+        return {}
+
+    def forbidden(self, configuration: Configuration) -> StudyRule | None:
+        """The rule of the study's own that a configuration breaks, the default included."""
+        return self.own_rules.get(configuration.engine, OwnRules()).forbid(configuration)
 
     @cached_property
     def quality(self) -> Review:
@@ -132,9 +149,10 @@ class Analysis:
 
     def hypervolume(self) -> Volume:
         """Hypervolume after each trial under one reference point over all feasible trials. Raises NothingMeasured."""
-        points = {record.number: found.values for record in self.records if (found := self.score(record)) and found.feasible}
+        scored = [(record, found) for record in self.records if (found := self.score(record)) and found.feasible]
+        points = {record.number: found.values for record, found in scored if self.forbidden(record.configuration) is None}
         if not points:
-            raise NothingMeasured(f"Study {self.name!r} has no trial that was measured and keeps the constraints.")
+            raise NothingMeasured(f"Study {self.name!r} has no trial that was measured and keeps the constraints and rules.")
         reference = pareto.nadir_reference(list(points.values()), self.directions)
         numbers = sorted({record.number for record in self.records})
         values = pareto.hypervolume_history([points.get(number) for number in numbers], self.directions, reference)
@@ -176,7 +194,7 @@ class Analysis:
         for one in self.candidates:
             if one.digest == record.configuration.digest:
                 return one
-        raise NothingMeasured(f"Trial {trial} of study {self.name!r} was not measured: {outcome_name(record)}.")
+        raise NothingMeasured(f"Trial {trial} of study {self.name!r} was not measured: {self.outcome(record)}.")
 
     def objective(self, metric: str) -> Objective:
         """A metric as an objective: the study's own, or one with the metric table's direction. Raises InvalidInput."""
@@ -233,12 +251,27 @@ class Analysis:
 
     def score(self, record: TrialRecord) -> Score | None:
         """A trial's score; None for a failed one or one that lacks a number the study needs."""
-        if record.measurement is None:
-            return None
+        found = self.judged(record)
+        return None if isinstance(found, Failed) else found
+
+    def failure(self, record: TrialRecord) -> Failed | None:
+        """Why a trial has no score: it failed, or what it measured lacks a number the study needs."""
+        found = self.judged(record)
+        return found if isinstance(found, Failed) else None
+
+    def outcome(self, record: TrialRecord) -> str:
+        """The one word for how a trial ended, wherever it is shown: `measured`, or the kind of failure."""
+        failed = self.failure(record)
+        return "measured" if failed is None else str(failed.kind)
+
+    def judged(self, record: TrialRecord) -> Score | Failed:
+        """A trial's score, or why it has none."""
+        if isinstance(record.outcome, Failed):
+            return record.outcome
         try:
-            return score(record.measurement, self.study.objectives, self.study.constraints)
-        except TrialFailed:
-            return None
+            return score(record.outcome.measurement, self.study.objectives, self.study.constraints)
+        except TrialFailed as error:
+            return error.failed
 
     def _candidate(self, digest: str, runs: Sequence[TrialRecord]) -> Candidate | None:
         scored = [(record, found) for record in runs if (found := self.score(record)) is not None]
@@ -249,12 +282,14 @@ class Analysis:
         sound = not any(self.score(record) is None and _own_fault(record) for record in runs)
         check = self.quality.check(runs[0].configuration)
         faithful = check is None or check.answer != "failed"
-        return Candidate(scored[0][0].number, digest, tuple(record for record, _ in scored), kept and sound and faithful)
+        measured, rule = tuple(record for record, _ in scored), self.forbidden(runs[0].configuration)
+        return Candidate(measured[0].number, digest, measured, kept and sound and faithful, rule)
 
     def _nothing(self) -> NothingMeasured:
         if not self.candidates:
             return NothingMeasured(f"No trial of study {self.name!r} was measured.")
-        return NothingMeasured(f"No measured trial of study {self.name!r} keeps all its constraints.{self._nearest()}")
+        rules = " and its own rules" if any(one.holds for one in self.candidates) else ""
+        return NothingMeasured(f"No measured trial of study {self.name!r} keeps all its constraints{rules}.{self._nearest()}")
 
     def _nearest(self) -> str:
         """Which configuration breaks the constraints least, by the sum of what it lacks of each; empty when that is not why."""
@@ -269,11 +304,6 @@ class Analysis:
         """By how much of its limit a configuration's runs break each constraint on average; 0 where they keep it."""
         scored = [found for record in candidate.records if (found := self.score(record)) is not None]
         return tuple(max(0.0, sum(column) / len(column)) for column in zip(*(found.violations for found in scored), strict=True))
-
-
-def outcome_name(record: TrialRecord) -> str:
-    """`measured`, or the kind of failure."""
-    return record.outcome.status if isinstance(record.outcome, Measured) else str(record.outcome.kind)
 
 
 def short(configuration: Configuration, limit: int = 60) -> str:

@@ -47,7 +47,7 @@ def export(
     check = found.quality.check(chosen.records[0].configuration)
     if check is not None and check.answer == "failed":
         raise AutotuneError(f"Trial {chosen.trial} is not exported. {check}")
-    if not chosen.feasible:
+    if not chosen.holds:
         raise AutotuneError(f"Trial {chosen.trial} breaks a constraint of the study or failed when repeated, and is not exported.")
     exporter = exporters.get(to)
     won = winner(found, chosen, store)
@@ -117,11 +117,13 @@ def _withheld(engine: Engine) -> list[str]:
 
 
 def _cautions(found: StudyResults, chosen: Candidate, withheld: Sequence[str] = ()) -> tuple[str, ...]:
-    """That its numbers were not measured again, that its answers can differ and nobody looked, and what it lacks."""
+    """That the study forbids it, that its numbers were not measured again, that nobody looked at its answers, and what it lacks."""
+    rule = chosen.forbidden
+    unwanted = [f"The study forbids this configuration, and it was named all the same: {rule}"] if rule else []
     once = [] if chosen is found.default_candidate or finalists.confirmed(chosen) else [_ONCE]
     check = found.quality.check(chosen.records[0].configuration)
     lacks = [f"Set {', '.join(withheld)} where it is launched: a credential is not written down."] if withheld else []
-    return (*once, *([str(check)] if check is not None and check.answer == "not checked" else []), *lacks)
+    return (*unwanted, *once, *([str(check)] if check is not None and check.answer == "not checked" else []), *lacks)
 
 
 def _identity(engine: Engine, found: StudyResults) -> Identity:

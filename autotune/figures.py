@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from autotune.analysis import Analysis, Candidate, outcome_name, phases, short
+from autotune.analysis import Analysis, Candidate, phases, short
 from autotune.effects import Effect
 from autotune.errors import NothingMeasured
 from autotune.metrics import lookup
@@ -91,7 +91,7 @@ def seconds(analysis: Analysis) -> go.Figure | None:
     for place, phase in enumerate(dict.fromkeys(phase for _, split in spent for phase in split)):
         mine = [(record, split[phase]) for record, split in spent if phase in split]
         x, y = [record.number for record, _ in mine], [seconds for _, seconds in mine]
-        hover = [f"trial {record.number}: {outcome_name(record)}" for record, _ in mine]
+        hover = [f"trial {record.number}: {analysis.outcome(record)}" for record, _ in mine]
         figure.add_trace(go.Bar(x=x, y=y, name=phase, hovertext=hover, marker_color=SERIES[place % len(SERIES)]))
     if not figure.data:
         return None

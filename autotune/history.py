@@ -43,11 +43,17 @@ class History:
     """The cache key of each trial that has one."""
     notes: list[Note] = field(default_factory=list)
     _open: dict[int, TrialJob] = field(default_factory=dict)
+    _waiting: set[int] = field(default_factory=set)
 
     @property
     def in_flight(self) -> tuple[TrialJob, ...]:
         """Attempts that began and have no result."""
         return tuple(self._open[number] for number in sorted(self._open))
+
+    @property
+    def waiting(self) -> frozenset[int]:
+        """The numbers of those in flight that never began to run; of older ledgers, which do not say so, none."""
+        return frozenset(self._waiting)
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Take one event in. Raises KeyError or ValueError when it is none."""
@@ -57,6 +63,9 @@ class History:
             case "begin":
                 job = TrialJob.model_validate(event["job"])
                 self._open[job.number] = job
+                (self._waiting.add if event.get("waits") else self._waiting.discard)(job.number)
+            case "launch":
+                self._waiting.discard(event["number"])
             case "record":
                 self._record(TrialRecord.model_validate(event["record"]), event.get("key"))
             case "note":
@@ -72,6 +81,7 @@ class History:
         self.gpu_minutes += record.gpu_minutes
         self.records[record.number] = record
         self._open.pop(record.number, None)
+        self._waiting.discard(record.number)
         if key is not None:
             self.keys[record.number] = key
 

@@ -4,7 +4,8 @@ A study's folder holds `study.yaml` (frozen copy), `ledger.jsonl`, `lock` and `t
 written with a single write and synced before anything else happens; a line torn by a crash is dropped at the next open.
 One driver writes at a time; anyone may read at any time without a lock.
 
-Events: `study` (digest, always first), `begin` (an attempt starts), `record` (a trial's result), `note` (anything else).
+Events: `study` (digest, always first), `begin` (an attempt is handed over), `launch` (it begins to run), `record` (a trial's
+result), `note` (anything else).
 """
 
 from __future__ import annotations
@@ -72,13 +73,22 @@ class Ledger:
         return self.history.in_flight
 
     @property
+    def waiting(self) -> frozenset[int]:
+        """The numbers of those in flight that never began to run."""
+        return self.history.waiting
+
+    @property
     def notes(self) -> tuple[Note, ...]:
         """Every note, oldest first."""
         return tuple(self.history.notes)
 
     def begin(self, job: TrialJob) -> None:
-        """Say, before anything is started, that an attempt begins."""
-        self._append("begin", {"job": job.model_dump(mode="json")})
+        """Say, before anything is started, that an attempt is handed over. It may wait for a place; `launch` says when it runs."""
+        self._append("begin", {"job": job.model_dump(mode="json"), "waits": True})
+
+    def launch(self, job: TrialJob) -> None:
+        """Say that an attempt begins to run: only what has begun can be what its driver died of."""
+        self._append("launch", {"number": job.number, "attempt": job.attempt})
 
     def record(self, record: TrialRecord, key: str | None = None) -> None:
         """Keep a trial's result, durably once this returns. `key` lets later studies find it (see `cache`)."""

@@ -9,10 +9,9 @@ from typing import Protocol
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from autotune.analysis import outcome_name
 from autotune.score import Score
 from autotune.terminal import Plain, clean
-from autotune.trial import Configuration, Failed, TrialJob, TrialRecord
+from autotune.trial import Configuration, Failed, FailureKind, TrialJob, TrialRecord
 
 
 class Reporter(Protocol):
@@ -120,9 +119,9 @@ class Live:
     def _result(self, record: TrialRecord, score: Score | None) -> str:
         if isinstance(record.outcome, Failed):
             evidence = f": {record.outcome.evidence[-1][:160]}" if record.outcome.evidence else ""
-            return f"{outcome_name(record)} during {record.outcome.phase}{evidence}"
+            return f"{record.outcome.kind} during {record.outcome.phase}{evidence}"
         if score is None:
-            return "measured, but a number the study needs is missing"
+            return f"{FailureKind.INCOMPLETE}: a number that the study needs was not measured"
         values = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.objectives, score.values, strict=True))
         return values + ("" if score.feasible else " (breaks a constraint)") + (" (reused)" if record.reused_from else "")
 

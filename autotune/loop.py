@@ -49,7 +49,7 @@ class Loop:
             self.fill(source)
             if not self.executor.running():
                 if not self.executor.capacity and not self.interrupts.stopping:
-                    raise _unusable("Nothing is left to run trials on.")
+                    raise _unusable("Nothing is left to run trials on." + self.lately())
                 return
             record = self.executor.collect(_TICK_S)
             for notice in self.executor.notices():
@@ -80,6 +80,11 @@ class Loop:
             raise _unusable(
                 f"The last {len(self.faults)} attempts at trials failed by the machine's fault, the last one with: {why}"
             )
+
+    def lately(self) -> str:
+        """What the machine failed the last trial with, as a sentence; empty where that ended otherwise."""
+        outcome = self.faults[-1].outcome if self.faults else None
+        return f" The last trial ended with: {' '.join(outcome.evidence)}" if isinstance(outcome, Failed) else ""
 
     def keep(self, record: TrialRecord) -> None:
         """A record into the ledger, then to everyone who wants to know."""

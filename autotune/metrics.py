@@ -27,6 +27,17 @@ class Metric:
     scope: Literal["row", "trial"]
     meaning: str
     distribution: bool = False
+    least: float | None = 0.0
+    """No measurement is below it; None where there is no such bound."""
+    most: float | None = None
+
+    def impossible(self, op: str, limit: float) -> str:
+        """Why no measurement can keep a bound, as part of a sentence; empty where one can."""
+        if op == "<=" and self.least is not None and limit < self.least:
+            return f"{self.name} is never below {self.least:g}"
+        if op == ">=" and self.most is not None and limit > self.most:
+            return f"{self.name} is never above {self.most:g}"
+        return ""
 
 
 TABLE: tuple[Metric, ...] = (
@@ -53,12 +64,14 @@ TABLE: tuple[Metric, ...] = (
         "row",
         "Finished requests per second that met every latency bound of the study on their own.",
     ),
-    Metric("kv_cache_usage", "ratio", "none", "row", "Highest share of the KV cache in use, from the engine's own metrics."),
+    Metric(
+        "kv_cache_usage", "ratio", "none", "row", "Highest share of the KV cache in use, from the engine's own metrics.", most=1.0
+    ),
     Metric("preemptions", "count", "minimize", "row", "Requests preempted for lack of KV cache."),
-    Metric("prefix_cache_hit_rate", "ratio", "maximize", "row", "Prompt tokens served from the prefix cache."),
+    Metric("prefix_cache_hit_rate", "ratio", "maximize", "row", "Prompt tokens served from the prefix cache.", most=1.0),
     Metric("queue_depth", "requests", "minimize", "row", "Highest number of requests waiting inside the engine."),
     Metric("frontend_cpu_share", "cores", "minimize", "row", "Cores that the engine's HTTP process used; near 1 it is the limit."),
-    Metric("gpu_utilization", "ratio", "none", "row", "Mean share of time in which a kernel ran."),
+    Metric("gpu_utilization", "ratio", "none", "row", "Mean share of time in which a kernel ran.", most=1.0),
     Metric("energy_joule_per_token", "J", "minimize", "row", "Board energy of the level over its generated tokens."),
     Metric("peak_gpu_memory_gib", "GiB", "minimize", "trial", "Highest GPU memory of the trial's process tree, sampled by NVML."),
     Metric("peak_memory_gib", "GiB", "minimize", "trial", "Highest resident memory of the trial's process tree."),
@@ -80,11 +93,14 @@ TABLE: tuple[Metric, ...] = (
         "maximize",
         "row",
         "Mean reward of the step's samples; as a total, the mean over the last fifth of the steps.",
+        least=None,
     ),
-    Metric("reward_slope", "reward/step", "maximize", "trial", "Least-squares slope of reward over the measured steps."),
+    Metric(
+        "reward_slope", "reward/step", "maximize", "trial", "Least-squares slope of reward over the measured steps.", least=None
+    ),
     Metric("reward_std", "reward", "none", "row", "Standard deviation of reward over the step's samples."),
-    Metric("kl", "nats", "minimize", "row", "KL divergence from the reference policy."),
-    Metric("loss", "loss", "none", "row", "Training loss."),
+    Metric("kl", "nats", "minimize", "row", "KL divergence from the reference policy.", least=None),
+    Metric("loss", "loss", "none", "row", "Training loss.", least=None),
     Metric("entropy", "nats", "none", "row", "Policy entropy."),
     Metric("grad_norm", "norm", "none", "row", "Gradient norm."),
     Metric("train_tokens_per_s", "tokens/s", "maximize", "row", "Trained tokens per second."),
@@ -108,13 +124,27 @@ TABLE: tuple[Metric, ...] = (
     Metric("save_checkpoint_s", "s", "minimize", "row", "Seconds spent saving, in the steps that did; as a total, per step."),
     Metric("weight_sync_s", "s", "minimize", "row", "Seconds of a step spent handing new weights to the rollout engine."),
     Metric("response_tokens", "tokens", "none", "row", "Mean length of the step's generated answers."),
-    Metric("truncated_ratio", "ratio", "minimize", "row", "Share of answers that ran into the length limit."),
-    Metric("zero_std_ratio", "ratio", "minimize", "row", "Share of groups whose rewards are all equal: they teach nothing."),
-    Metric("clip_ratio", "ratio", "none", "row", "Share of tokens whose update was clipped."),
+    Metric("truncated_ratio", "ratio", "minimize", "row", "Share of answers that ran into the length limit.", most=1.0),
     Metric(
-        "preference_accuracy", "ratio", "maximize", "row", "Share of pairs whose chosen answer scores above the rejected (DPO)."
+        "zero_std_ratio", "ratio", "minimize", "row", "Share of groups whose rewards are all equal: they teach nothing.", most=1.0
     ),
-    Metric("preference_margin", "nats", "maximize", "row", "Mean difference of the implicit rewards, chosen - rejected (DPO)."),
+    Metric("clip_ratio", "ratio", "none", "row", "Share of tokens whose update was clipped.", most=1.0),
+    Metric(
+        "preference_accuracy",
+        "ratio",
+        "maximize",
+        "row",
+        "Share of pairs whose chosen answer scores above the rejected (DPO).",
+        most=1.0,
+    ),
+    Metric(
+        "preference_margin",
+        "nats",
+        "maximize",
+        "row",
+        "Mean difference of the implicit rewards, chosen - rejected (DPO).",
+        least=None,
+    ),
     Metric(
         "trainer_memory_gib", "GiB", "minimize", "row", "Highest memory of the trainer's own allocator; misses a rollout engine."
     ),

@@ -13,7 +13,7 @@ from autotune.errors import InvalidInput, Mistake
 from autotune.quality import Guard, Watched
 from autotune.search import samplers
 from autotune.source import Place, Source
-from autotune.space import Space
+from autotune.space import OwnRules, Space
 from autotune.study import Study
 from autotune.trial import Configuration, Value
 from autotune.workloads.base import Workload
@@ -55,6 +55,18 @@ class Plan:
                 for kind, space in self.space.engines.items()
             }
         )
+
+    @property
+    def own_rules(self) -> Mapping[str, OwnRules]:
+        """What the study's user does not want, by engine."""
+        return {kind: space.own_rules() for kind, space in self.space.engines.items()}
+
+    @property
+    def executor(self) -> str:
+        """The executor that runs the trials; `auto` is resolved."""
+        recorded = all(engine.serves == "recorded" for engine in self.engines.values())
+        kind = self.study.executor.kind
+        return kind if kind != "auto" else "inline" if recorded else "local"
 
     def defaults(self) -> tuple[Configuration, ...]:
         """Each engine's default configuration, the study's first engine leading."""

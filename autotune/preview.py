@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from autotune import bar, ledger
+from autotune import bar, gpu, ledger
 from autotune.engines.base import Context, Engine, Identity
 from autotune.errors import AutotuneError
+from autotune.executors.base import side_by_side
 from autotune.metrics import lookup
 from autotune.parameters import Parameter
 from autotune.plan import Plan
@@ -51,7 +52,7 @@ class Expected(Frozen):
     finals: int
     """Those of the finalists' rounds alone."""
     at_once: int
-    """How many run at a time; 1 where the study leaves that to the machine."""
+    """How many run at a time; 1 where the study leaves that to a cluster."""
     seconds_per_trial: float | None
     """Median of this store's earlier trials of the engine where there are any; otherwise None, since a start cannot be guessed."""
     workload_seconds: float
@@ -94,7 +95,7 @@ def preview(plan: Plan) -> Preview:
         levels=plan.workload.levels(),
         parameters=tuple(_parameters(plan)),
         climbs=_climbs(plan),
-        rules=tuple(f"{rule.rule}: {rule.reason}" for space in plan.space.engines.values() for rule in space.telling()),
+        rules=tuple(str(rule) for space in plan.space.engines.values() for rule in space.telling()),
         size=None if size == float("inf") else size,
         first=tuple(_first(plan)),
         ends_early=_ends_early(plan),
@@ -173,8 +174,8 @@ def _expected(plan: Plan) -> Expected:
     measured = [seconds for engine in plan.engines.values() for seconds in _history(plan.store, engine)]
     workload = plan.workload.expected_seconds()
     overhead = statistics.median(measured) if measured else None
-    finals, parallel = plan.study.finalists.trials, plan.study.executor.parallel
-    trials, at_once = plan.study.search_trials + finals, parallel if isinstance(parallel, int) else 1
+    finals, at_once = plan.study.finalists.trials, _at_once(plan)
+    trials = plan.study.search_trials + finals
     per_trial = None if overhead is None else overhead + workload
     return Expected(
         trials=trials,
@@ -185,6 +186,17 @@ def _expected(plan: Plan) -> Expected:
         minutes=None if per_trial is None else trials * per_trial / 60 / at_once,
         limit_gpu_minutes=plan.study.budget.gpu_minutes,
     )
+
+
+def _at_once(plan: Plan) -> int:
+    """Trials that run at a time, as far as it is known before the executor has looked at its machines."""
+    asked = plan.study.executor.parallel
+    if plan.executor == "inline":
+        return 1
+    if plan.executor != "local":
+        return asked if isinstance(asked, int) else 1
+    need = max(engine.gpus_needed(Configuration(engine=kind)) for kind, engine in plan.engines.items())
+    return max(1, side_by_side(need, len(gpu.devices()) or None, asked))
 
 
 def _history(store: Path, engine: Engine) -> Iterator[float]:
@@ -220,7 +232,19 @@ def _rules(plan: Plan, kind: str) -> Iterator[str]:
         if rule not in telling:
             yield f"{kind}: the rule {rule.rule!r} reads nothing that this study tunes, so it forbids nothing."
         elif rule.expression.holds({**(resolved or {}), **space.fixed}):
-            yield f"{kind}: the rule {rule.rule!r} holds of the default, which is measured all the same, as the baseline."
+            yield f"{kind}: the rule {rule.rule!r} holds of the default, measured all the same as the baseline; it cannot win."
+
+
+def _fewer_at_once(plan: Plan) -> Iterator[str]:
+    """That more trials at once are asked for than will run."""
+    asked, found = plan.study.executor.parallel, _at_once(plan)
+    if not isinstance(asked, int) or asked <= found:
+        return
+    if plan.executor == "inline":
+        why = "the executor 'inline' runs trials one after the other; 'kind: local' runs them side by side."
+        yield f"executor.parallel: {asked} has no effect: {why}"
+    else:
+        yield f"executor.parallel: {asked} is more than this machine's GPUs have room for, so trials run {found} at a time."
 
 
 def _checked(plan: Plan, watched: Watched) -> str:
@@ -233,6 +257,7 @@ def _checked(plan: Plan, watched: Watched) -> str:
 
 def _warnings(plan: Plan) -> Iterator[str]:
     yield from _backwards(plan)
+    yield from _fewer_at_once(plan)
     for kind, space in plan.space.engines.items():
         watched = plan.guard.engines[kind]
         if watched.lossy:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,14 @@ import pandas as pd
 
 from autotune import ledger
 from autotune import study as studies
-from autotune.analysis import Analysis, outcome_name, total_seconds
+from autotune.analysis import Analysis, total_seconds
 from autotune.errors import NotFound, NothingMeasured, nearest
 from autotune.quality import QUALITY, Guard
-from autotune.trial import Failed, TrialRecord
+from autotune.space import OwnRules
+from autotune.trial import TrialRecord
+
+RULES = "rules"
+"""The kind of the ledger's note that holds what a study's user does not want of each engine."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class StudyResults(Analysis):
     def guard(self) -> Guard:
         kept = [note.payload for note in self.notes if note.kind == QUALITY]
         return Guard.model_validate(kept[-1]) if kept else Guard()
+
+    @cached_property
+    def own_rules(self) -> Mapping[str, OwnRules]:
+        kept = [note.payload for note in self.notes if note.kind == RULES]
+        return {kind: OwnRules.model_validate(rules) for kind, rules in kept[-1].items()} if kept else {}
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -75,12 +84,12 @@ class StudyResults(Analysis):
         return pd.Series({**row, **means}, name=one.trial)
 
     def _trial_row(self, record: TrialRecord, names: Sequence[str]) -> dict[str, Any]:
-        found, failed = self.score(record), record.outcome if isinstance(record.outcome, Failed) else None
+        found, failed = self.score(record), self.failure(record)
         row: dict[str, Any] = {
             "trial": record.number,
             "attempt": record.attempt,
             "origin": str(record.origin),
-            "outcome": outcome_name(record),
+            "outcome": self.outcome(record),
             "phase": str(failed.phase) if failed else None,
             "advice": failed.advice if failed else None,
             "feasible": found.feasible if found else None,

@@ -8,7 +8,7 @@ from autotune.ledger import Ledger
 from autotune.trial import Failed, FailureKind, Phase, TrialJob, TrialRecord
 
 MAX_ATTEMPTS = 3
-"""A trial in flight at this many deaths of its driver is taken for their cause."""
+"""A trial that ran at this many deaths of its driver is taken for their cause."""
 RETRIES = 1
 """How often a machine's fault is tried again."""
 _LOST = "lost to the machine"
@@ -31,15 +31,19 @@ class Retries:
 
     def owed(self) -> list[TrialJob]:
         """What earlier runs of the study left due, by number. An attempt without a record was interrupted with its driver;
-        where that happened too often, its trial is given a record now that says so.
+        where that happened too often, its trial is given a record now that says so. One that never began to run is due as it was.
         """
-        for job in self._ledger.in_flight:
+        for job in self._ran():
             if job.attempt >= MAX_ATTEMPTS:
                 self._ledger.record(_ended(job, FailureKind.MACHINE_FAULT))
-        cut_off = {job.number: _ended(job, FailureKind.INTERRUPTED) for job in self._ledger.in_flight}
-        last = {**self._ledger.records, **cut_off}
-        again = (self.after(last[number]) for number in sorted(last))
-        return [job for job in again if job is not None]
+        cut_off = {job.number: _ended(job, FailureKind.INTERRUPTED) for job in self._ran()}
+        again = {number: self.after(record) for number, record in {**self._ledger.records, **cut_off}.items()}
+        again |= {job.number: job for job in self._ledger.in_flight if job.number in self._ledger.waiting}
+        return [job for _, job in sorted(again.items()) if job is not None]
+
+    def _ran(self) -> list[TrialJob]:
+        """Attempts that began to run and have no record."""
+        return [job for job in self._ledger.in_flight if job.number not in self._ledger.waiting]
 
     def give_up(self, lost: Iterable[TrialRecord]) -> None:
         """Note the trials that a failing machine cost, so that the study gets them back once it is mended."""

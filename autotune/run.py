@@ -18,7 +18,7 @@ from autotune.live import Reporter
 from autotune.loop import Loop
 from autotune.plan import Plan
 from autotune.quality import QUALITY
-from autotune.results import StudyResults
+from autotune.results import RULES, StudyResults
 
 _FLUSH_S = 30.0
 
@@ -41,6 +41,7 @@ def run(plan: Plan, *, fresh: bool = False, cold: bool = False, reporter: Report
             reporter.say(f"Ended what an earlier run left behind: {reaped}.")
         policy.same_engines(plan, ledger)
         ledger.note(QUALITY, plan.guard.model_dump(mode="json"))
+        ledger.note(RULES, {kind: rules.model_dump(mode="json") for kind, rules in plan.own_rules.items()})
         ledger.note("engines", {kind: identity.model_dump(mode="json") for kind, identity in plan.identities.items()})
         tracker = tracking.Tracker(plan.store, plan.study) if plan.study.tracking.enabled else None
         with Interrupts(reporter.say) as interrupts, _followed(tracker, interrupts), contextlib.closing(reporter):
@@ -53,22 +54,18 @@ def run(plan: Plan, *, fresh: bool = False, cold: bool = False, reporter: Report
                 parallel=plan.study.executor.parallel,
                 address=plan.study.executor.address,
                 watch=lambda job, label, share: reporter.progress(job.number, label, share),
+                launched=ledger.launch,
                 bar=agenda.bar,
             )
             if tracker is not None:
                 tracker.study_started()
-            with executors.make(_executor(plan), site) as executor:
+            with executors.make(plan.executor, site) as executor:
                 Loop(agenda, executor, interrupts, reporter, tracker).run()
             if interrupts.stopping:
                 raise Interrupted(
                     f"The study {plan.study.name!r} was stopped. Continue it with the same command; nothing measured was lost."
                 )
     return _finished(plan, agenda, tracker)
-
-
-def _executor(plan: Plan) -> str:
-    recorded = all(engine.serves == "recorded" for engine in plan.engines.values())
-    return plan.study.executor.kind if plan.study.executor.kind != "auto" else "inline" if recorded else "local"
 
 
 @contextlib.contextmanager

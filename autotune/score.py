@@ -98,7 +98,10 @@ class Constraint(Frozen):
             raise ValueError(f"The bound {match['limit']} is not a finite number")
         if limit == 0:
             raise ValueError("A bound of 0 cannot be scaled; give a small number instead")
-        return cls(selector=Selector.parse(match["metric"] + (match["at"] or "")), op=match["op"], limit=limit)
+        found = cls(selector=Selector.parse(match["metric"] + (match["at"] or "")), op=match["op"], limit=limit)
+        if why := lookup(found.selector.metric).impossible(found.op, limit):
+            raise ValueError(f"No trial can keep {found.name!r}: {why}")
+        return found
 
     def violation(self, value: float) -> float:
         """How far the value breaks the bound, relative to it; ≤ 0 keeps it (facts: scaled as value / limit - 1)."""

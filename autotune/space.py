@@ -39,6 +39,7 @@ __all__ = [
     "EngineSpace",
     "FloatRange",
     "IntRange",
+    "OwnRules",
     "Point",
     "Rule",
     "Space",
@@ -59,9 +60,27 @@ class Rule(Frozen):
     def expression(self) -> Expression:
         return parse(self.rule)
 
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.reason}"
+
 
 class StudyRule(Rule):
     """A combination that a study's user does not want."""
+
+
+class OwnRules(Frozen):
+    """What a study's user does not want of one engine; the ledger keeps it as a note, for whoever judges the trials.
+
+    `known` is what the rules read that a configuration need not say: the values of the engine's default, and fixed ones.
+    """
+
+    rules: tuple[StudyRule, ...] = ()
+    known: Mapping[str, Value] = Field(default_factory=dict)
+
+    def forbid(self, configuration: Configuration) -> StudyRule | None:
+        """The first rule that holds of what a configuration runs with; the default itself is no exception."""
+        values = {**self.known, **configuration.values}
+        return next((rule for rule in self.rules if rule.expression.holds(values)), None)
 
 
 class SpaceFile(Frozen):
@@ -109,6 +128,13 @@ class EngineSpace(Frozen):
     def telling(self) -> Iterator[Rule]:
         """The rules that a configuration can break: they read something that it sets."""
         yield from (rule for rule in self.forbid if not rule.expression.names.isdisjoint(self.names()))
+
+    def own_rules(self) -> OwnRules:
+        """The study's own rules that a configuration can break, with what is known of the default."""
+        rules = tuple(rule for rule in self.telling() if isinstance(rule, StudyRule))
+        read = frozenset[str]().union(*(rule.expression.names for rule in rules))
+        given = {**self.known, **self.fixed}
+        return OwnRules(rules=rules, known={name: given[name] for name in sorted(read) if name in given})
 
     def active(self, parameter: Parameter, values: Mapping[str, Value]) -> bool:
         """Whether a parameter's condition holds; an undecidable condition does not."""

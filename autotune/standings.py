@@ -34,8 +34,11 @@ class Standings:
         self._spreads = self._pooled()
         self._sustained: dict[str, float] = {}
 
-    def hear(self, record: TrialRecord, found: Score | None) -> None:
-        """Take up a finished trial; one without a score says nothing here."""
+    def hear(self, record: TrialRecord, found: Score | None, wanted: bool = True) -> None:
+        """Take up a finished trial; one without a score says nothing here.
+
+        What the study forbids is no bar for others, only a run that noise is told by.
+        """
         if found is None or record.measurement is None:
             return
         if (rate := record.measurement.totals.get("slo_request_rate")) is not None:
@@ -46,7 +49,7 @@ class Standings:
         if len(runs) > 1:
             self._spreads = self._pooled()
         # The luckiest of several runs would raise the bar: a configuration counts once.
-        if len(runs) == 1 and found.feasible and record.origin is not Origin.FINALIST:
+        if wanted and len(runs) == 1 and found.feasible and record.origin is not Origin.FINALIST:
             self._enter(found.values)
 
     def bar(self) -> Bar | None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune import bands, diagnosis, effects
-from autotune.analysis import Analysis, outcome_name, short, total_seconds
+from autotune.analysis import Analysis, short, total_seconds
 from autotune.errors import NothingMeasured
-from autotune.score import level_name, score
+from autotune.score import level_name
 from autotune.secrets import redact
-from autotune.trial import Failed, Row, TrialFailed, TrialRecord
+from autotune.trial import Failed, Row, TrialRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,11 @@ def gain_lines(analysis: Analysis) -> list[str]:
         lines.append(
             f"{name}: no configuration is better than the default{_beyond(analysis)}." if best else f"{gain}, trial {gain.trial}."
         )
-    return list(dict.fromkeys([*lines, *_knee_line(analysis), *quality_lines(analysis), *_unsteady_lines(analysis)]))
+    return list(
+        dict.fromkeys(
+            [*lines, *_yardstick_line(analysis), *_knee_line(analysis), *quality_lines(analysis), *_unsteady_lines(analysis)]
+        )
+    )
 
 
 def quality_lines(analysis: Analysis) -> list[str]:
@@ -59,6 +63,14 @@ def _unsteady_lines(analysis: Analysis) -> list[str]:
     first = analysis.unsteady(analysis.record(trials[0]))[0]
     advice = "Their numbers depend on when and how long was measured: lengthen workload.window, or lower that load."
     return [f"Not steady while measured: trial {_numbers(trials)}. Trial {trials[0]} at {first} {advice}"]
+
+
+def _yardstick_line(analysis: Analysis) -> list[str]:
+    """That the default cannot win, where the study forbids it."""
+    default = analysis.default_candidate
+    if default is None or default.forbidden is None:
+        return []
+    return [f"The engine's default, trial {default.trial}, is measured as the yardstick and cannot win: {default.forbidden}"]
 
 
 def _knee_line(analysis: Analysis) -> list[str]:
@@ -99,6 +111,7 @@ def front_rows(analysis: Analysis) -> Rows:
         values = [_with_interval(analysis, one.trial, name) for name in analysis.objective_names]
         tied = _numbers([analysis.feasible[index].trial for index in ties])
         label = f"{mark}, default" if one is default and mark != "default" else mark
+        label += ", forbidden" if one.forbidden else ""
         label += ", not steady" if any(analysis.unsteady(record) for record in one.records) else ""
         cells.append((one.trial, *values, label, tied or None, len(one.records), short(one.records[0].configuration, 200)))
     columns = ("trial", *analysis.objective_names, "place", "tied with", "runs", "configuration")
@@ -163,17 +176,16 @@ def effect_rows(analysis: Analysis) -> Rows:
 
 def _reason(analysis: Analysis, record: TrialRecord) -> tuple[str, str, str] | None:
     """Outcome, advice and evidence of a trial off the front; None for one on it."""
-    if isinstance(record.outcome, Failed):
-        return outcome_name(record), record.outcome.advice, " ".join(record.outcome.evidence[:1])
-    try:
-        found = score(record.outcome.measurement, analysis.study.objectives, analysis.study.constraints)
-    except TrialFailed as error:
-        return str(error.failed.kind), error.failed.advice, " ".join(error.failed.evidence)
+    found = analysis.judged(record)
+    if isinstance(found, Failed):
+        return analysis.outcome(record), found.advice, " ".join(found.evidence[:1])
     broken = [bound.name for bound, value in zip(analysis.study.constraints, found.violations, strict=True) if value > 0]
     if broken:
         return "breaks a constraint", f"Broken: {'; '.join(broken)}.", ""
     if record.number in analysis.membership:
         return None
+    if (rule := analysis.forbidden(record.configuration)) is not None:
+        return "forbidden", str(rule), ""
     check = analysis.quality.check(record.configuration)
     if check is not None and check.answer == "failed":
         return "changes answers", "Leave these values to the default, or allow more by quality.max_drift_nats.", str(check)
@@ -192,7 +204,9 @@ def _outcome(analysis: Analysis, record: TrialRecord) -> str:
     found = analysis.score(record)
     reused = f", reused from {record.reused_from}" if record.reused_from else ""
     steady = ", not steady" if analysis.unsteady(record) else ""
-    return outcome_name(record) + ("" if found is None or found.feasible else ", breaks a constraint") + steady + reused
+    broken = "" if found is None or found.feasible else ", breaks a constraint"
+    forbidden = "" if found is None or analysis.forbidden(record.configuration) is None else ", forbidden"
+    return analysis.outcome(record) + broken + forbidden + steady + reused
 
 
 def _with_interval(analysis: Analysis, trial: int, metric: str) -> str:

@@ -10,14 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from autotune import finalists, ledger, results, tables
-from autotune.analysis import outcome_name
 from autotune.doctor import Finding
 from autotune.errors import AutotuneError, NothingMeasured
 from autotune.preview import Preview
 from autotune.results import StudyResults
 from autotune.run import Finished
 from autotune.terminal import Plain, clean
-from autotune.trial import Configuration, Failed, TrialRecord
+from autotune.trial import Configuration, TrialRecord
 
 console = Plain() if Plain().is_terminal else Plain(width=200)
 """Wide enough for a table when the output goes to a file or a pipe, which have no width of their own."""
@@ -125,7 +124,7 @@ def list_rows(store: Path) -> list[dict[str, Any]]:
                 {"study": folder.name, "trials": None, "measured": None, "on front": None, "gain": f"cannot be read: {error}"}
             )
             continue
-        measured = sum(record.measurement is not None for record in found.records)
+        measured = sum(found.failure(record) is None for record in found.records)
         gained = tables.gain_lines(found)[:1] if found.candidates else ["nothing measured"]
         members = sum(mark == "member" for mark in found.membership.values())
         rows.append(
@@ -147,13 +146,13 @@ def print_study(found: StudyResults) -> None:
 def print_trial(found: StudyResults, record: TrialRecord) -> None:
     """`autotune show --trial`."""
     console.print(
-        f"Trial {record.number} ({record.origin}): {outcome_name(record)}. {overrides(record.configuration)}", markup=False
+        f"Trial {record.number} ({record.origin}): {found.outcome(record)}. {overrides(record.configuration)}", markup=False
     )
-    if isinstance(record.outcome, Failed):
-        console.print(f"Failed during {record.outcome.phase}. {record.outcome.advice}", markup=False)
-        for line in record.outcome.evidence:
+    if (failed := found.failure(record)) is not None:
+        console.print(f"Failed during {failed.phase}. {failed.advice}", markup=False)
+        for line in failed.evidence:
             console.print(f"  {line}", markup=False, soft_wrap=True)
-    elif record.measurement is not None:
+    if record.measurement is not None:
         _print_rows(record)
         console.print(table("\nWhole trial", ("metric", "value"), sorted(record.measurement.totals.items())))
         if check := found.quality.check(record.configuration):

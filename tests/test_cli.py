@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from autotune import cli, engines, live, process, starter, view
+from autotune import cli, engines, live, process, results, starter, view
 from autotune.doctor import Finding
 from autotune.errors import AutotuneError, MachineUnusable, MissingPrerequisite, NothingMeasured, StoreUnwritable, StudyBusy
 from autotune.terminal import Plain, clean
@@ -292,10 +292,10 @@ def failed(number=1):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_what_an_engine_says_cannot_style_the_terminal(monkeypatch, terminal):
+def test_what_an_engine_says_cannot_style_the_terminal(monkeypatch, small_study, terminal):
     shown = io.StringIO()
     monkeypatch.setattr(view, "console", Plain(file=shown, force_terminal=terminal, width=300, no_color=True))
-    view.print_trial(type("Found", (), {"folder": None})(), failed())
+    view.print_trial(results.StudyResults(small_study, (failed(),)), failed())
     view.console.print(view.table(NASTY, ("a [b]", NASTY), [(NASTY, NASTY)]))
     assert shown.getvalue().count("[bold red]no[/]") >= 5
     assert not any(sequence in shown.getvalue() for sequence in ("\x1b[31m", "\x1b]0", "\x1bc", "\x9b", "\r"))

@@ -86,6 +86,26 @@ def test_with_nothing_left_to_run_on_the_study_stops_and_does_not_count_as_over(
         run.run(plan, reporter=Silent())
 
 
+class Gone(InlineExecutor):
+    """Nothing that it ran on is there any more, which is what each of its trials is answered with."""
+
+    def collect(self, timeout_s):
+        record = self._waiting.popleft().ended(
+            Failed(kind=FailureKind.MACHINE_FAULT, phase=Phase.CHECK, evidence=("No node.", "Why."))
+        )
+        Gone.capacity = 0
+        return record
+
+
+def test_the_end_of_a_study_with_nothing_left_says_what_became_of_it(plan, monkeypatch):
+    monkeypatch.setattr(Gone, "capacity", 1)
+    monkeypatch.setattr("autotune.executors.make", lambda kind, site: Gone(site))
+    with pytest.raises(
+        MachineUnusable, match=r"Nothing is left to run trials on\. The last trial ended with: No node\. Why\. Mend it"
+    ):
+        run.run(plan, reporter=Silent())
+
+
 class Stopped:
     """Ctrl-C has been pressed once."""
 

@@ -178,6 +178,9 @@ WRONG = [
     (CONSTRAINT, '["ttft_ms.p99 <= fast"]', 19, "constraints[0]", "is not of the form"),
     (CONSTRAINT, '["ttft_ms.p99 <= 0"]', 19, "constraints[0]", "cannot be scaled"),
     (CONSTRAINT, '["ttft_ms.p99 <= 1e999"]', 19, "constraints[0]", "not a finite number"),
+    (CONSTRAINT, '["ttft_ms.p99 <= -5"]', 19, "constraints[0]", "No trial can keep 'ttft_ms.p99 <= -5': ttft_ms is never below 0."),
+    (CONSTRAINT, '["sps <= -1 @ request_rate=30"]', 19, "constraints[0]", "sps is never below 0."),
+    (CONSTRAINT, '["kv_cache_usage >= 95"]', 19, "constraints[0]", "kv_cache_usage is never above 1."),
     (CONSTRAINT, '["tfft_ms.p99 <= 500"]', 19, "constraints[0]", "Did you mean 'ttft_ms.p99'?"),
     (CONSTRAINT, '["ttft_ms.p99 <= 500 @ request_rate=31"]', 19, "constraints[0]", "has no load level request_rate=31"),
     (CONSTRAINT, '["sps >= 1", "sps >= 1"]', 19, "constraints[1]", "stands twice"),
@@ -319,9 +322,10 @@ def test_a_goal_the_wrong_way_round_is_noted(tmp_path, old, new, noted):
         (
             FORBID,
             '["max_num_seqs > 128 or max_num_seqs > max_num_batched_tokens"]',
-            "holds of the default, which is measured all the same",
+            "holds of the default, measured all the same as the baseline; it cannot win",
         ),
         (FORBID, '["enforce_eager == true"]', "reads nothing that this study tunes, so it forbids nothing"),
+        ("kind: local, parallel: 1", "parallel: 3", "executor.parallel: 3 has no effect: the executor 'inline' runs trials one"),
         ("trials: 12", "trials: 1", "2 trials are named, the defaults among them, and 1 are the budget"),
     ],
 )
@@ -332,6 +336,27 @@ def test_what_will_not_be_as_it_seems_is_noted(tmp_path, old, new, noted):
         return " ".join(preview.preview(plan.confirm(plan.read(path, tmp_path / "store"))).warnings)
 
     assert noted in notes(STUDY.replace(old, new)) and noted not in notes(STUDY)
+
+
+@pytest.mark.parametrize(
+    ("executor", "gpus", "at_once", "noted"),
+    [
+        ("kind: auto, parallel: 3", 0, 1, True),
+        ("kind: inline, parallel: 3", 0, 1, True),
+        ("kind: local, parallel: 3", 0, 3, False),
+        ("kind: local, parallel: 3", 1, 2, True),
+        ("kind: local, parallel: auto", 1, 2, False),
+        ("kind: ray, parallel: 3", 1, 3, False),
+    ],
+)
+def test_the_check_counts_trials_at_once_as_they_will_run(tmp_path, monkeypatch, executor, gpus, at_once, noted):
+    cards = tuple(gpu.Device(index=index, uuid=f"GPU-{index}", name="card", total_bytes=1 << 30) for index in range(2))
+    monkeypatch.setattr(gpu, "devices", lambda: cards)
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.replace(NOISE, f"gpus: {gpus}").replace("kind: local, parallel: 1", executor))
+    shown = preview.preview(plan.read(path, tmp_path / "store"))
+    assert shown.expected.at_once == at_once
+    assert any("executor.parallel" in warning for warning in shown.warnings) == noted
 
 
 def test_more_gpus_than_the_machine_has(tmp_path, monkeypatch):

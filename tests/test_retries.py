@@ -51,15 +51,45 @@ def test_an_attempt_in_flight_is_due_again_and_not_the_record_that_it_replaces(l
     ledger.record(ended(job(1), FAULT))
     for one in (job(2), job(1, 2)):
         ledger.begin(one)
+        ledger.launch(one)
     assert Retries(ledger, 7).owed() == [job(1, 3), job(2, 2)]
 
 
 def test_a_trial_that_outlived_no_driver_is_taken_for_the_cause(ledger):
     ledger.begin(job(2, MAX_ATTEMPTS))
+    ledger.launch(job(2, MAX_ATTEMPTS))
     assert Retries(ledger, 7).owed() == [] and ledger.in_flight == ()
     outcome = ledger.records[2].outcome
     assert outcome.kind is FAULT and "interrupted 3 times" in outcome.evidence[0]
     assert Retries(ledger, 7).owed() == [], "nor is it due at the next start"
+
+
+def test_a_trial_that_only_waited_is_due_as_it_was_however_many_drivers_died_meanwhile(tmp_path):
+    """It began to run under none of them, so it can have been the cause of no death."""
+    ran, waited, retried = job(0), job(1), job(2, 2)
+    for deaths in range(1, MAX_ATTEMPTS + 2):
+        with Ledger(tmp_path / "study", "name: s", "digest") as ledger:
+            if deaths == 1:
+                ledger.record(ended(job(2), FAULT))
+                due = [ran, waited, retried]
+            else:
+                due = Retries(ledger, 7).owed()
+                assert due[-2:] == [waited, retried]
+                assert len(due) == (3 if deaths <= MAX_ATTEMPTS else 2), "the one that ran each time is taken for the cause"
+            for one in due:
+                ledger.begin(one)
+            if due[0].number == 0:
+                ledger.launch(due[0])
+    with Ledger(tmp_path / "study", "name: s", "digest") as ledger:
+        assert ledger.records[0].outcome.kind is FAULT and 1 not in ledger.records
+        ledger.launch(waited)
+        assert Retries(ledger, 7).owed() == [job(1, 2), retried]
+
+
+def test_a_ledger_that_does_not_say_what_ran_counts_all_that_it_began(ledger):
+    """As those did that were written before launches were noted."""
+    ledger._append("begin", {"job": job(3).model_dump(mode="json")})
+    assert Retries(ledger, 7).owed() == [job(3, 2)]
 
 
 def test_what_a_failing_machine_cost_is_due_once_more_however_often_it_was_tried(ledger):

@@ -46,6 +46,11 @@ def test_constraints_are_relative_and_take_the_worst_row():
     assert not result.feasible
 
 
+@pytest.mark.parametrize("text", ["kl <= -0.5", "reward <= -1", "loss <= -2", "reward_slope >= 5", "ttft_ms.p99 >= -1"])
+def test_a_bound_that_some_measurement_can_keep_is_one(text):
+    assert Constraint.parse(text).name == text
+
+
 def test_a_lower_bound_takes_the_lowest_row_of_a_metric_that_is_better_low():
     result = score(measurement(), [maximize("output_tokens_per_s")], [Constraint.parse("ttft_ms.p99 >= 100")])
     assert not result.feasible

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from autotune import finalists, results, tables, view
+from autotune import figures, finalists, results, tables, view
 from autotune.engines.base import Identity
+from autotune.errors import NothingMeasured
 from autotune.exporters.base import Winner
+from autotune.ledger import Ledger
+from autotune.live import Live
 from autotune.terminal import Plain
+from autotune.tracking import payload
 from autotune.trial import Configuration, Measured, Row
 
 WHY = "Requests piled up: 3 were under way at the window's start and 90 at its end."
@@ -73,3 +77,31 @@ def test_an_unsteady_number_is_best_only_where_no_steady_one_is_known(small_stud
     assert study.best("output_tokens_per_s") == 0
     assert results.StudyResults(small_study, (drifting,)).best("output_tokens_per_s") == 1
     assert finalists.choose(study, 2)[-1].trial == 1, "it is measured again where there is room"
+
+
+def test_a_trial_without_a_needed_number_has_one_outcome_wherever_it_is_shown(small_study, make_record, monkeypatch):
+    late = changed(make_record(1), invalid="The client was the bottleneck.")
+    found = results.StudyResults(small_study, (make_record(0), late))
+    shown = Plain(record=True, width=220)
+    monkeypatch.setattr(view, "console", shown)
+    view.print_trial(found, late)
+    assert "Trial 1 (search): incomplete. " in (text := shown.export_text()) and "Failed during score." in text
+    assert [row[0] for row in tables.losers(found).cells if row[2] == "1"] == ["incomplete"]
+    assert {row[0]: row[2] for row in tables.trial_rows(found).cells} == {0: "measured", 1: "incomplete"}
+    assert list(found.trials.outcome) == ["measured", "incomplete"] and found.trials.loc[1, "phase"] == "score"
+    assert "trial 1: incomplete" in {hover for bar in figures.seconds(found).data for hover in bar.hovertext}
+    tags = payload.tags_of(found, late, "id")
+    assert (tags["autotune.kind"], tags["autotune.outcome"], tags["autotune.phase"]) == ("incomplete", "failed", "score")
+    sent = payload.of_trial(found, late, tags, ())
+    assert sent.failed and "bottleneck" in sent.texts["failure.json"]
+    with pytest.raises(NothingMeasured, match="Trial 1 of study 'small' was not measured: incomplete"):
+        found.candidate(1)
+    live = Live("small", found.objective_names)
+    assert live._result(late, found.score(late)).startswith("incomplete: ")
+    live.close()
+
+
+def test_the_list_of_studies_counts_as_measured_what_has_a_score(store, make_record):
+    with Ledger(store / "small", (store / "small" / "study.yaml").read_text(), "digest") as ledger:
+        ledger.record(changed(make_record(1), invalid="The client was the bottleneck."))
+    assert [(row["trials"], row["measured"]) for row in view.list_rows(store)] == [(7, 5)]

@@ -231,9 +231,8 @@ class RecordedEngine(Engine):
 
 
 def version(data: str) -> str:
-    """How a recording names itself, e.g. `recorded vllm-0.26.0 on NVIDIA H200`."""
-    about = load(data).about
-    return f"recorded {about.engine} on {about.device}"
+    """Whose measurements a recording holds, e.g. `recorded vllm-0.26.0`; what they were measured on is the device's to say."""
+    return f"recorded {load(data).about.engine}"
 
 
 def refusal(options: RecordedOptions, configuration: Configuration) -> str | None:

@@ -73,10 +73,10 @@ class Room:
             return True
         if need not in self._lacking:
             self._lacking[need] = time.monotonic()
-            self.notices.append(
-                f"No node of the cluster has {need} GPUs and a CPU for a trial now. "
-                f"Such trials wait {_PATIENCE_S / 60:g} minutes for one to join."
-            )
+            wanted = f"{need} GPUs and a CPU" if need else "a CPU"
+            waits = f"Such trials wait {_PATIENCE_S / 60:g} minutes for one to join."
+            refused = f" It would have to be another than those refused: {self.shunned()}" if self._shunned else ""
+            self.notices.append(f"No node of the cluster has {wanted} for a trial now. {waits}{refused}")
         return time.monotonic() - self._lacking[need] < _PATIENCE_S
 
     def beyond(self, need: int) -> bool:

@@ -34,7 +34,18 @@ MAX_PARALLEL = 4
 """Trials at once on one machine, unless the study asks for another number: more would disturb each other's clients."""
 
 
+def side_by_side(need: int, gpus: int | None, asked: int | Literal["auto"]) -> int:
+    """How many trials of so many GPUs each one machine runs at once, as the study asks; `gpus` None is a machine without any."""
+    if not need or gpus is None:
+        return asked if isinstance(asked, int) else 1
+    return min(gpus // need, asked if isinstance(asked, int) else MAX_PARALLEL)
+
+
 def _unwatched(job: TrialJob, label: str, share: float) -> None:
+    return
+
+
+def _unheard(job: TrialJob) -> None:
     return
 
 
@@ -57,6 +68,8 @@ class Site:
     parallel: int | Literal["auto"] = "auto"
     address: str | None = None
     watch: Watch = _unwatched
+    launched: Callable[[TrialJob], None] = _unheard
+    """Told when a submitted trial has its place and begins to run, before anything of it is started."""
     bar: Callable[[TrialJob], Bar | None] = _no_bar
     """Asked when a trial begins for what it has to be able to reach."""
 

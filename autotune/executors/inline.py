@@ -29,6 +29,7 @@ class InlineExecutor(Executor):
         if not self._waiting:
             return None
         job = self._waiting.popleft()
+        self.site.launched(job)
         engine = self.site.engines[job.configuration.engine]
         return evaluate(
             job, engine, self.site.workload, self.site.context(job), lambda label, share: self.site.watch(job, label, share)

@@ -20,7 +20,7 @@ from autotune.cores import Cores, Parts, Share
 from autotune.executors import _worker
 from autotune.executors._spares import Spares
 from autotune.executors._workplace import Workplace, opened
-from autotune.executors.base import MAX_PARALLEL, Executor, Site, lost
+from autotune.executors.base import Executor, Site, lost, side_by_side
 from autotune.leases import Leases
 from autotune.trial import Configuration, FailureKind, Phase, TrialJob, TrialRecord
 
@@ -64,11 +64,7 @@ class LocalExecutor(Executor):
     @property
     def capacity(self) -> int:
         need = max(self.site.engines[kind].gpus_needed(Configuration(engine=kind)) for kind in self.site.engines)
-        asked = self.site.parallel
-        if not need or not self._leases.devices:
-            return asked if isinstance(asked, int) else 1
-        room = self._leases.usable // need
-        return min(room, asked if isinstance(asked, int) else MAX_PARALLEL)
+        return side_by_side(need, self._leases.usable if self._leases.devices else None, self.site.parallel)
 
     def submit(self, job: TrialJob) -> None:
         self._waiting.append(job)
@@ -145,6 +141,7 @@ class LocalExecutor(Executor):
         return Cores(self.capacity, Parts(clients=served, standby=self._spares.wanted, computing=not self._leases.devices))
 
     def _try_to_start(self, job: TrialJob, gpus: tuple[int, ...]) -> None:
+        self.site.launched(job)
         share = self._cores.take({core for index in gpus for core in gpu.near_processors(index)})
         try:
             self._running.append(self._start(job, gpus, share))

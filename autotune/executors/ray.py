@@ -185,6 +185,7 @@ class RayExecutor(Executor):
         elif one is None:
             desk.reply(Reply("go"))
         else:
+            self.site.launched(one.job)
             one.began_at, one.deadline = time.time(), time.monotonic() + self.site.patience_s(one.job)
             one.node, one.gpus = seen.node, seen.gpus
             desk.reply(Reply("run", self.site.bar(one.job)))

@@ -48,8 +48,7 @@ class Ladder:
         kind, values = configuration.engine, self._values(configuration)
         rule = self.space.forbidden(configuration, self.known[kind].resolved)
         if rule is not None:
-            reason = f"{rule.rule}: {rule.reason}"
-            return Cut(rule="forbidden", reason=reason, certainty="certain", configuration=configuration)
+            return Cut(rule="forbidden", reason=str(rule), certainty="certain", configuration=configuration)
         limit = next(broken(values, self.known[kind].model, self.known[kind].gpus), None)
         if limit is not None:
             return Cut(rule="model", reason=limit, certainty="certain", configuration=configuration)

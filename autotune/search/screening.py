@@ -35,15 +35,15 @@ class Screening:
         self.growth = stopping.Growth([objective.direction for objective in study.objectives])
         self._searched = 0
 
-    def hear(self, record: TrialRecord, found: Score | None) -> list[str]:
-        """Take a finished trial; returns sentences for the user."""
+    def hear(self, record: TrialRecord, found: Score | None, wanted: bool = True) -> list[str]:
+        """Take a finished trial; returns sentences for the user. What the study forbids adds nothing to the front's growth."""
         self._trials[record.number] = record, found
         said = default_says(record) if record.origin is Origin.DEFAULT else []
         said += self._affordable(record) if record.origin is Origin.DEFAULT else []
         said += self._noise() if record.origin is Origin.BASELINE else []
         if record.origin in _REPEATS:
             return said
-        self.growth.add(found)
+        self.growth.add(found if wanted else None)
         self._searched += 1
         if self._searched % EVERY == 0:
             gain = stopping.next_gain(self.growth.volumes)

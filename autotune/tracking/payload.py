@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.analysis import Analysis, outcome_name, total_seconds
+from autotune.analysis import Analysis, total_seconds
 from autotune.ledger import Note
 from autotune.secrets import is_secret_name, redact, redact_env
 from autotune.trial import Failed, Frozen, Row, TrialRecord, digest_of
@@ -70,11 +70,11 @@ def of_trial(analysis: Analysis, record: TrialRecord, tags: Mapping[str, str], n
         name=f"{record.number:04d} {record.origin}" + (f" (attempt {record.attempt})" if record.attempt > 1 else ""),
         started_at=started,
         ended_at=started + int(1000 * (total_seconds(record) or 0)),
-        failed=isinstance(record.outcome, Failed),
+        failed=analysis.failure(record) is not None,
         params=_params(analysis, record, names),
         metrics=tuple(_metrics(analysis, record, started)),
         tags=tags,
-        texts=_texts(record),
+        texts=_texts(record, analysis.failure(record)),
     )
 
 
@@ -179,7 +179,7 @@ def _step(row: Row, index: int) -> tuple[str, int]:
 
 def tags_of(analysis: Analysis, record: TrialRecord, study_id: str) -> dict[str, str]:
     """Tags of a child run: what it is found by, how it ended, and whether it stands on the front now."""
-    failed = record.outcome if isinstance(record.outcome, Failed) else None
+    failed = analysis.failure(record)
     found = analysis.score(record)
     tags = {
         "autotune.study_id": study_id,
@@ -189,7 +189,7 @@ def tags_of(analysis: Analysis, record: TrialRecord, study_id: str) -> dict[str,
         "autotune.key": key_of(record),
         "autotune.attempt": str(record.attempt),
         "autotune.outcome": "failed" if failed else "measured",
-        "autotune.kind": outcome_name(record),
+        "autotune.kind": analysis.outcome(record),
         "autotune.origin": str(record.origin),
         "autotune.front": analysis.membership.get(record.number, "no"),
         "autotune.feasible": "unknown" if found is None else "yes" if found.feasible else "no",
@@ -211,7 +211,7 @@ def _note(failed: Failed) -> str:
     return f"**{failed.kind}** while in phase {failed.phase}. {redact(failed.advice)}\n\n```\n{lines[:4000]}\n```"
 
 
-def _texts(record: TrialRecord) -> dict[str, str]:
+def _texts(record: TrialRecord, failed: Failed | None) -> dict[str, str]:
     texts = {
         "trial.json": json.dumps(masked(record.model_dump(mode="json")), indent=1),
         "effective_configuration.json": json.dumps(masked(dict(record.effective)), indent=1, sort_keys=True),
@@ -219,8 +219,8 @@ def _texts(record: TrialRecord) -> dict[str, str]:
     if record.command:
         variables = [f"{name}={shlex.quote(value)}" for name, value in redact_env(record.environment).items()]
         texts["launch_command.txt"] = redact(" \\\n  ".join([*variables, shlex.join(record.command)])) + "\n"
-    if isinstance(record.outcome, Failed):
-        texts["failure.json"] = json.dumps(masked(_dumped(record.outcome)), indent=1)
+    if failed is not None:
+        texts["failure.json"] = json.dumps(masked(_dumped(failed)), indent=1)
     return texts
 
 

@@ -54,6 +54,16 @@ class ExecutorContract:
             (record,) = collect_all(executor, 1)
         assert isinstance(record.outcome, Failed) and record.outcome.kind is FailureKind.INVALID_CONFIG
 
+    def test_a_trial_is_launched_once_it_has_its_place_and_not_before(self, make):
+        launched = []
+        with make(parallel=1, launched=lambda one: launched.append(one.number)) as executor:
+            for number in range(2):
+                executor.submit(job(number, start_s=0.5))
+            (first,) = collect_all(executor, 1)
+            assert (first.number, launched) == (0, [0])
+            collect_all(executor, 1)
+        assert launched == [0, 1]
+
     def test_collect_waits_no_longer_than_asked(self, make):
         with make() as executor:
             executor.submit(job(0, start_s=5))

@@ -54,8 +54,9 @@ def test_a_recorded_configuration_is_replayed_to_the_digit(launch):
 def test_it_names_itself_as_recorded_everywhere():
     facts, measurement, stopped = run({})
     identity = engine().identity()
-    assert identity.version == "recorded vllm-0.26.0 on NVIDIA H200"
+    assert identity.version == "recorded vllm-0.26.0"
     assert identity.device == "NVIDIA H200 (recorded)"
+    assert f"{identity.version} on {identity.device}".count("H200") == 1, "as whatever shows both does, such as the doctor"
     assert facts["version"] == identity.version
     assert measurement.facts["simulated"] and stopped["simulated"]
 
@@ -193,7 +194,7 @@ def test_a_recording_of_ones_own(tmp_path):
     for suffix in (".jsonl", ".json"):
         (tmp_path / f"mine{suffix}").write_bytes((FOLDER / f"{DEFAULT_RECORDING}{suffix}").read_bytes())
     path = tmp_path / "mine.jsonl"
-    assert engine(data=str(path)).identity().version == "recorded vllm-0.26.0 on NVIDIA H200"
+    assert engine(data=str(path)).identity().version == "recorded vllm-0.26.0"
     about = json.loads((tmp_path / "mine.json").read_text())
     (tmp_path / "mine.json").unlink()
     load.cache_clear()

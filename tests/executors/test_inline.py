@@ -23,6 +23,9 @@ class TestInline:
         contract.ExecutorContract.test_every_job_comes_back_once_as_it_was_submitted
     )
     test_a_failed_trial_is_a_record = contract.ExecutorContract.test_a_failed_trial_is_a_record
+    test_a_trial_is_launched_once_it_has_its_place_and_not_before = (
+        contract.ExecutorContract.test_a_trial_is_launched_once_it_has_its_place_and_not_before
+    )
 
 
 def test_what_was_not_collected_never_runs(make, tmp_path):

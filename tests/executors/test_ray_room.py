@@ -104,6 +104,20 @@ def test_a_node_is_counted_on_no_more_and_said_so_once(nodes):
     assert outcome.kind is FailureKind.MACHINE_FAULT and "the engine is missing" in outcome.evidence[1]
 
 
+def test_what_is_waited_for_is_said_at_once_with_the_nodes_that_are_refused(nodes):
+    """The last good node died after another was refused: to the cluster there still is one."""
+    nodes.update({"a": NODES["a"], "c": NODES["c"]})
+    room = Room("auto")
+    room.shun("c", "host-c", "beside the driver's machine it has vllm 2 instead of 1.")
+    del nodes["a"]
+    room.notices.clear()
+    assert room.may_have(1) and room.may_have(1)
+    (said,) = room.notices
+    assert said.startswith("No node of the cluster has 1 GPUs and a CPU for a trial now. Such trials wait 10 minutes")
+    assert "No trial runs on host-c: beside the driver's machine it has vllm 2 instead of 1." in said
+    assert room.may_have(0) and "has a CPU for a trial now" in room.notices[-1]
+
+
 def test_a_machine_is_failing_once_it_failed_several_trials_one_after_the_other(nodes):
     nodes.update({"a": NODES["a"], "c": NODES["c"]})
     room = Room("auto")

@@ -55,6 +55,7 @@ def test_a_section_overrides_its_preset():
         ({"load": [{"slo_climb": {"constraints": ["ttft_ms.p99 < 5"], "start": 1}}]}, "is not of the form"),
         ({"load": [{"slo_climb": {"constraints": ["ttft_ms.p99 <= 1e"], "start": 1}}]}, "is not a number"),
         ({"load": [{"slo_climb": {"constraints": ["ttft_ms.p99 <= 0"], "start": 1}}]}, "a limit above zero"),
+        ({"load": [{"slo_climb": {"constraints": ["kv_cache_usage >= 95"], "start": 1}}]}, "is never above 1"),
         ({"load": [{"slo_climb": {"constraints": ["start_s <= 9"], "start": 1}}]}, "a metric of a load level"),
         ({"traffic": {"input_tokens": 16}}, "needs input_tokens and output_tokens, or a dataset, or a trace"),
         ({"traffic": {**TRAFFIC, "input_tokens": {"uniform": [9, 3]}}}, "9 is above 3"),

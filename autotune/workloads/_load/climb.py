@@ -54,6 +54,8 @@ def parse_bound(text: str) -> Bound:
         raise ValueError(f"{number!r} in {text!r} is not a number") from None
     if metric.scope != "row" or not math.isfinite(limit) or limit <= 0:
         raise ValueError(f"{text!r} needs a metric of a load level and a limit above zero")
+    if why := metric.impossible(operator, limit):
+        raise ValueError(f"No rate can keep {text!r}: {why}")
     return Bound(name, operator, limit)
 
 
