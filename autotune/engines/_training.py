@@ -50,8 +50,15 @@ class TrainingOptions(EngineOptions):
     """Train without a GPU."""
 
 
-def faults(options: TrainingOptions, data: str) -> Iterator[Mistake]:
-    """What is wrong with a training's model and files as far as this machine can tell. `data` is the parameter that names
+def local(name: str) -> str:
+    """What a trial is given for a file or folder of the user's: a trial runs in a folder of its own, where a relative path leads
+    nowhere. A name that is not on this machine, as a hub's, stays as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if name and path.exists() else name
+
+
+def faults(options: TrainingOptions, *data: str) -> Iterator[Mistake]:
+    """What is wrong with a training's model and files as far as this machine can tell. `data` are the parameters that name
     the training data, which a study may fix instead of giving a `dataset`."""
     try:
         synthetic = _learner_model.size_of(options.model) is not None
@@ -60,7 +67,7 @@ def faults(options: TrainingOptions, data: str) -> Iterator[Mistake]:
         return
     wrong = [] if synthetic else list(models.faults(options.model))
     yield from wrong
-    if not synthetic and not wrong and options.dataset is None and data not in options.fixed:
+    if not synthetic and not wrong and options.dataset is None and options.fixed.keys().isdisjoint(data):
         yield Mistake("", "A model that is not synthetic needs a 'dataset'.")
     if options.dataset is not None:
         yield from missing_file("dataset", options.dataset)

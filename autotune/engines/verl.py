@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from autotune import gpu, process
 from autotune.engines import _environment, _learner_model, _verl_fork
-from autotune.engines._training import FIRST_STEPS, Dialect, LaunchedTraining, TrainingOptions, faults, missing_file
+from autotune.engines._training import FIRST_STEPS, Dialect, LaunchedTraining, TrainingOptions, faults, local, missing_file
 from autotune.engines._training_log import diagnose
 from autotune.engines._verl_hydra import A, override
 from autotune.engines._verl_log import FATAL, MILESTONES
@@ -85,14 +85,15 @@ _ON_CPU: Mapping[str, Value] = {
 
 def _reward(place: str) -> dict[str, Value]:
     path, _, function = place.rpartition(":")
-    return {"reward.custom_reward_function.path": path, "reward.custom_reward_function.name": function}
+    return {"reward.custom_reward_function.path": local(path), "reward.custom_reward_function.name": function}
 
 
 def _data(section: Mapping[str, Any]) -> dict[str, Value]:
     """Prompts and reward as the section names them."""
     found: dict[str, Value] = {}
     if section.get("dataset") is not None:
-        found |= {"data.train_files": section["dataset"], "data.val_files": section.get("validation") or section["dataset"]}
+        training = str(section["dataset"])
+        found |= {"data.train_files": local(training), "data.val_files": local(str(section.get("validation") or training))}
     return found | (_reward(str(section["reward"])) if section.get("reward") is not None else {})
 
 
@@ -158,7 +159,7 @@ class Verl(Engine):
         return 0 if self.options.cpu else self.options.processes
 
     def model_path(self, cache: Path) -> str:
-        return str(_learner_model.folder(self.options.model, FAMILY, cache) or self.options.model)
+        return str(_learner_model.folder(self.options.model, FAMILY, cache) or local(self.options.model))
 
     def parameters(self, configuration: Configuration, model: str) -> dict[str, Value]:
         """What the training is asked for, without what a trial alone needs; the exported file holds the same."""
