@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autotune import answers, bar, checks, engines, flag_checks, gpu, spaces, study, validation, workloads
+from autotune import answers, bar, checks, engines, flag_checks, goal_checks, gpu, spaces, study, validation, workloads
 from autotune.engines.base import Engine, Identity, Verdict
 from autotune.errors import InvalidInput, Mistake
 from autotune.quality import Guard, Watched
@@ -133,6 +133,8 @@ def confirm(plan: Plan) -> Plan:
     space = plan.space.knowing(resolved)
     if len(known) == len(plan.engines):
         collected.extend(flag_checks.expressions(plan.study, plan.text, plan.space, known))
+        named = (*plan.defaults(), *plan.first)
+        collected.extend(goal_checks.mistakes(plan.study, plan.text, space, plan.engines, resolved, named))
         collected.extend(checks.sampler(plan.study, plan.text, space))
         collected.extend(checks.possible(plan.study, plan.text, space, resolved))
     collected.finish()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from autotune import bar, ledger
+from autotune import bar, goal_checks, ledger
 from autotune.engines.base import Context, Engine, Identity
 from autotune.errors import AutotuneError
 from autotune.metrics import lookup
@@ -233,6 +233,7 @@ def _checked(plan: Plan, watched: Watched) -> str:
 
 def _warnings(plan: Plan) -> Iterator[str]:
     yield from _backwards(plan)
+    yield from goal_checks.notes(plan.study, plan.space, plan.engines, plan.resolved, (*plan.defaults(), *plan.first))
     for kind, space in plan.space.engines.items():
         watched = plan.guard.engines[kind]
         if watched.lossy:

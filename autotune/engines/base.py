@@ -284,6 +284,11 @@ class Engine(ABC):
         """The engine's own cross-check of configurations, without a launch; one Verdict each."""
         return [Verdict() for _ in configurations]
 
+    def unreported(self, values: Mapping[str, Value]) -> Mapping[str, str]:
+        """Metrics that a trial with these values would not report, each with the reason in a sentence. A study cannot have such
+        a one for a goal: what is missing is never taken for a number."""
+        return {}
+
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
         """Classify a failure from the engine's log. None when nothing decisive stands in it (the caller says crashed)."""
         return None

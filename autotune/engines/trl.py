@@ -68,6 +68,12 @@ _METRICS: Mapping[str, tuple[str, ...]] = {
     "preference_margin": ("rewards/margins",),
 }
 """Autotune's metric → TRL's, the first that is reported."""
+_OF_PAIRS = ("preference_accuracy", "preference_margin")
+_OF_ROLLOUTS = (
+    "reward", "reward_slope", "reward_std", "zero_std_ratio", "kl", "response_tokens", "truncated_ratio", "clip_ratio",
+    "validity_rate", "rollout_hit_rate", "generate_s", "log_prob_s", "reward_s", "update_s", "fresh_sps", "weight_sync_s",
+)  # fmt: skip
+_NO_KL = "TRL reports no KL while beta is 0. Give engine.fixed a beta above 0, or leave KL out of the goals."
 _MUST_BE_FINITE = ("loss", "grad_norm", "reward", "kl", "entropy")
 
 
@@ -209,6 +215,14 @@ class Trl(Engine):
         if told.returncode != 0:
             raise AutotuneError(f"TRL in {python} could not be asked about its parameters: {told.stderr.strip()[-400:]}")
         return json.loads(told.stdout.splitlines()[-1])
+
+    def unreported(self, values: Mapping[str, Value]) -> Mapping[str, str]:
+        if self.options.script is not None:
+            return {}
+        if self.options.algorithm == "dpo":
+            return dict.fromkeys(_OF_ROLLOUTS, "DPO generates no answers and has no reward.")
+        missing = dict.fromkeys(_OF_PAIRS, f"Only DPO has pairs, not {self.options.algorithm.upper()}.")
+        return missing | ({"kl": _NO_KL} if values.get("beta", 0) == 0 else {})
 
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
         return diagnose(log, _REFUSALS)

@@ -251,6 +251,12 @@ class Verl(Engine):
             raise AutotuneError(f"verl in {python} could not be asked about its configuration: {told.stderr.strip()[-400:]}")
         return json.loads(told.stdout.splitlines()[-1])
 
+    def unreported(self, values: Mapping[str, Value]) -> Mapping[str, str]:
+        missing = dict.fromkeys(("preference_accuracy", "preference_margin"), "verl trains on no pairs.")
+        switches = (f"{A}.actor.use_kl_loss", "algorithm.use_kl_in_reward")
+        off = all(values.get(name, False) is False for name in switches)
+        return missing | ({"kl": f"verl reports no KL while neither {switches[0]} nor {switches[1]} is true."} if off else {})
+
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
         return diagnose(log, _REFUSALS)
 

@@ -134,6 +134,17 @@ def test_an_unknown_synthetic_model_names_the_nearest():
             study="s", trial=0, tag="t", folder=Path("f"), scratch=Path("x"), cache=Path("c")))  # fmt: skip
 
 
+def test_what_a_run_does_not_report_is_known_before_it():
+    assert "beta is 0" in make().unreported({"beta": 0.0})["kl"] and "kl" not in make().unreported({"beta": 0.04})
+    assert "preference_accuracy" in make().unreported({"beta": 0.04})
+    dpo = make(algorithm="dpo").unreported({"beta": 0.1})
+    recorded_dpo = next(step for step in recorded("trl_dpo_steps.jsonl") if not isinstance(step, Begin))
+    assert "reward" in dpo and not dpo.keys() & recorded_dpo.metrics.keys()
+    grpo = make().unreported({"beta": 0.04})
+    assert not grpo.keys() & recorded("trl_grpo_steps.jsonl")[1].metrics.keys()
+    assert make(script=Path("train.py")).unreported({"beta": 0.0}) == {}
+
+
 def test_recorded_grpo_steps_are_read():
     begin, first, *rest = recorded("trl_grpo_steps.jsonl")
     assert isinstance(begin, Begin) and begin.versions["trl"] == "1.16.0" and begin.effective["num_generations"] == 8
