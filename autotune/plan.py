@@ -84,6 +84,7 @@ def assemble(parsed: Study, text: Source, store: Path) -> Plan:
     if workload is not None:
         collected.extend(checks.section(workload, text, ("workload",)))
         collected.extend(checks.goals(parsed, text, workload))
+        collected.extend(checks.lengths(parsed, text, workload, built))
         if parsed.search.early_exit:
             workload.arrange(lambda levels: bar.decisive_first(levels, parsed.objectives, parsed.constraints))
     collected.extend(checks.exports(parsed, text, built))

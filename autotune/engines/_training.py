@@ -73,10 +73,21 @@ def faults(options: TrainingOptions, *data: str) -> Iterator[Mistake]:
         yield from missing_file("dataset", options.dataset)
 
 
+def horizon_faults(options: TrainingOptions, *names: str) -> Iterator[Mistake]:
+    """Mistakes for fixed parameters that would set how long a run goes on, which a trial sets itself."""
+    for name in names:
+        if name in options.fixed:
+            problem = (
+                "The workload says how long a run is measured, and engine.total_steps for how many steps its schedule is made."
+            )
+            yield Mistake(f"fixed.{name}", problem)
+
+
 def missing_file(option: str, name: str | Path) -> Iterator[Mistake]:
     """A mistake for a name that is a path and leads nowhere; hub names cannot be told from here."""
     path = Path(name).expanduser()
-    if not path.exists() and (isinstance(name, Path) or path.suffix or name.startswith(("/", "./", "../", "~"))):
+    is_path = isinstance(name, Path) or path.suffix or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+    if is_path and not path.exists():
         yield Mistake(option, f"There is no file {name}.")
 
 

@@ -24,6 +24,7 @@ from autotune.engines._training import (
     TrainingOptions,
     faults,
     finite,
+    horizon_faults,
     local,
     missing_file,
 )
@@ -122,6 +123,7 @@ class Trl(Engine):
 
     def check(self) -> Iterator[Mistake]:
         yield from super().check()
+        yield from horizon_faults(self.options, "max_steps", "num_train_epochs")
         script = self.options.script
         if script is not None:
             yield from missing_file("script", script)

@@ -18,7 +18,16 @@ from pydantic import Field, model_validator
 
 from autotune import gpu, process
 from autotune.engines import _environment, _learner_model, _verl_fork
-from autotune.engines._training import FIRST_STEPS, Dialect, LaunchedTraining, TrainingOptions, faults, local, missing_file
+from autotune.engines._training import (
+    FIRST_STEPS,
+    Dialect,
+    LaunchedTraining,
+    TrainingOptions,
+    faults,
+    horizon_faults,
+    local,
+    missing_file,
+)
 from autotune.engines._training_log import diagnose
 from autotune.engines._verl_hydra import A, override
 from autotune.engines._verl_log import FATAL, MILESTONES
@@ -144,6 +153,7 @@ class Verl(Engine):
     def check(self) -> Iterator[Mistake]:
         yield from super().check()
         yield from faults(self.options, "data.train_files")
+        yield from horizon_faults(self.options, "trainer.total_training_steps", "trainer.total_epochs")
         if self.options.reward is not None:
             path, _, function = self.options.reward.rpartition(":")
             if not path or not function:

@@ -14,7 +14,8 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from autotune.engines.base import Context, Serves, Session, Step, TrainingSession
+from autotune.engines.base import Context, Engine, Serves, Session, Step, TrainingSession
+from autotune.errors import Mistake
 from autotune.trial import FailureKind, Measurement, Origin, Phase, Scalar, TrialFailed
 from autotune.workloads._progress import WINDOW, StopWhen, lost
 from autotune.workloads._rivals import RUNGS, Rivals
@@ -74,6 +75,13 @@ class Training(Workload):
     needs: ClassVar[Serves] = "training"
     Options: ClassVar[type[WorkloadOptions]] = TrainingOptions
     options: TrainingOptions
+
+    def against(self, engine: Engine) -> Iterator[Mistake]:
+        horizon, asked = getattr(engine.options, "total_steps", None), self.options.warm_up_steps + (self.options.steps or 0)
+        if horizon is not None and horizon < asked:
+            yield Mistake(
+                "total_steps", f"The training would end before the workload's {asked} steps, warm-up included.", str(horizon)
+            )
 
     def levels(self) -> tuple[Mapping[str, Scalar], ...]:
         first = self.options.warm_up_steps + 1

@@ -266,6 +266,15 @@ def test_a_real_run_learns_and_is_measured(context, models):
 
 @needs_trl
 @pytest.mark.engine
+def test_a_text_that_is_no_number_is_refused_and_one_that_is_passes():
+    """TRL's classes take any text for a number, and a trial crashes on it."""
+    values = ({"beta": "0.04x"}, {"num_iterations": "2.5"}, {"beta": "4e-2", "num_iterations": "2", "loss_type": "grpo"})
+    refusals = [verdict.refused for verdict in make(fixed=SMALL).preflight([configuration(**one) for one in values])]
+    assert refusals == ["beta must be a number, not '0.04x'.", "num_iterations must be a number, not '2.5'.", None]
+
+
+@needs_trl
+@pytest.mark.engine
 @pytest.mark.parametrize(
     ("reward", "words"),
     [

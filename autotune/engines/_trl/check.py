@@ -17,6 +17,7 @@ import pathlib
 import sys
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 ONLINE = ("grpo", "rloo")
@@ -85,13 +86,31 @@ def check(algorithm: str, arguments: dict[str, Any], processes: int) -> dict[str
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             return {"refused": f"TRL has no parameter {name!r}." + (f" Did you mean {close[0]!r}?" if close else "")}
-    wrong = [problem for name in arguments.get("reward_funcs") or () if (problem := reward_fault(str(name))) is not None]
+    wrong = list(text_faults(arguments, known))
+    wrong += [problem for name in arguments.get("reward_funcs") or () if (problem := reward_fault(str(name))) is not None]
     if wrong:
         return {"refused": wrong[0]}
     try:
         return {"resolved": resolved(algorithm, arguments, known, processes)}
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         return {"refused": str(error)}
+
+
+def text_faults(arguments: dict[str, Any], known: dict[str, type]) -> Iterator[str]:
+    """Texts where a number belongs: TRL's parser reads those that look like one, and its classes take any."""
+    for name, value in arguments.items():
+        word = kind(typing.get_type_hints(known[name])[name]) if isinstance(value, str) else ""
+        convert = {"int": int, "float": float}.get(word)
+        if convert is not None and not readable(value, convert):
+            yield f"{name} must be a number, not {value!r}."
+
+
+def readable(text: str, convert: type) -> bool:
+    try:
+        convert(text)
+    except ValueError:
+        return False
+    return True
 
 
 def reward_fault(name: str) -> str | None:
