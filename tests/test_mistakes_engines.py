@@ -105,7 +105,7 @@ OFFLINE = [
     (TRAINING, "steps: 10", "steps: 10\n  samples: 5", 6, "workload", "Give exactly one of 'steps'"),
     (TRAINING, "steps: 10", "steps: 10\n  seeds: [1, 1]", 6, "workload", "A seed stands twice"),
     (TRAINING, "maximize: sps", "minimize: ttft_ms.p99", 12, "objectives[0]", "does not measure 'ttft_ms.p99'"),
-    (TRAINING, "fixed: {}", "total_steps: 9", 5, "engine.total_steps", "would end before the workload's 12 steps, warm-up included"),
+    (TRAINING, "fixed: {}", "total_steps: 9", 5, "engine.total_steps", "would end before the workload's 12 steps, warm-up"),
     (TRAINING, "steps: 10", "steps: 1000", 2, "engine.total_steps", "workload's 1002 steps, warm-up included. Found 1000."),
     (TRAINING, "fixed: {}", "fixed: {max_steps: 5}", 5, "engine.fixed.max_steps", "engine.total_steps for how many steps"),
     (TRAINING, "synthetic:learner-tiny", "gpt2\n  dataset: data/of/mine", 5, "engine.dataset", "There is no file data/of/mine."),
