@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from autotune import engines, gpu, spaces
+from autotune.engines import _environment
 from autotune.errors import AutotuneError, NotFound, nearest
 
 _QUOTED = re.compile(r"[^\w./:+-]|:$")
@@ -20,7 +21,7 @@ name: {name}
 engine:
   kind: {engine}
   model: {model}            # synthetic:NAME (random weights, made locally), a local folder, or a hub name
-  # fixed: {{max_model_len: 8192}}   # flags every trial gets
+{python}  # fixed: {{max_model_len: 8192}}   # flags every trial gets
 workload:
   kind: http
   preset: {use}              # traffic, load levels and bounds for this use; anything below overrides it
@@ -46,7 +47,7 @@ name: {name}
 engine:
   kind: {engine}
   model: {model}
-{data}workload:
+{python}{data}workload:
   kind: training
   steps: 30                    # throughput knobs are judged in 10 to 30 steps; learning rates and KL need longer runs
   warm_up_steps: 3
@@ -97,6 +98,7 @@ def write(out: Path, *, engine: str, model: str | None, use: str, force: bool) -
         engine=engine,
         model=json.dumps(model) if _QUOTED.search(model) else model,
         use=use,
+        python=f"  python: {own}\n" if (own := _environment.usual(engine)).exists() else "",
         data=("" if model.startswith("synthetic:") else _DATA) + ("" if on_gpu else "  cpu: true\n"),
         space=space,
         memory="peak_gpu_memory_gib" if on_gpu else "peak_memory_gib",

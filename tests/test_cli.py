@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from autotune import cli, engines, live, process, starter, view
+from autotune import cli, doctor, engines, live, process, source, starter, view
 from autotune.doctor import Finding
+from autotune.engines.base import Identity
 from autotune.errors import AutotuneError, MachineUnusable, MissingPrerequisite, NothingMeasured, StoreUnwritable, StudyBusy
 from autotune.terminal import Plain, clean
 from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, TrialJob, TrialRecord
@@ -252,6 +253,33 @@ def test_init_overwrites_only_when_told(tmp_path):
     assert "--force" in err
     assert path.read_text() == "mine"
     assert answer("init", path, "--force")[0] == 0
+
+
+@pytest.mark.parametrize("engine", ["trl", "sglang"])
+def test_a_first_study_names_the_environment_that_is_there(tmp_path, monkeypatch, engine):
+    """What `make engine-NAME` made is of no use to a study that does not name it."""
+    monkeypatch.chdir(tmp_path)
+    path, own = tmp_path / "s.yaml", Path(".venvs") / engine / "bin" / "python"
+    starter.write(path, engine=engine, model=None, use="chat", force=False)
+    assert "python" not in source.read(path).data["engine"]
+    own.parent.mkdir(parents=True)
+    own.touch()
+    starter.write(path, engine=engine, model=None, use="chat", force=True)
+    assert source.read(path).data["engine"]["python"] == str(own)
+
+
+def test_doctor_tells_what_a_training_engine_needs_to_be_told(monkeypatch):
+    """On a machine without a GPU it trains where the study says so."""
+    trained = engines.get("trl")
+
+    def identity(self):
+        if not self.options.cpu:
+            raise MissingPrerequisite("no GPU")
+        return Identity(kind="trl", version="1.16.0", python="3.11", device="cpu")
+
+    monkeypatch.setattr(trained, "identity", identity)
+    (finding,) = (one for one in doctor._engines() if one.name == "trl")
+    assert finding.usable and "with engine.cpu: true" in finding.detail
 
 
 def test_doctor_says_how_to_install_what_is_missing(capsys, monkeypatch):

@@ -134,7 +134,7 @@ class Trl(Engine):
             yield Mistake("dataset", "TRL cannot read a file of this kind.", found=repr(dataset.name), allowed=", ".join(_FORMATS))
 
     def identity(self) -> Identity:
-        install = f"make engine-trl, or pip install trl==1.16.0 into {_environment.interpreter(self.options.python)}"
+        install = f"make engine-trl, or: {_environment.interpreter(self.options.python)} -m pip install trl==1.16.0"
         return _environment.identity(self.kind, self.options.python, PACKAGES, self.options.cpu, install)
 
     def gpus_needed(self, configuration: Configuration) -> int:

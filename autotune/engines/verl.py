@@ -162,7 +162,7 @@ class Verl(Engine):
                 yield from missing_file("reward", path)
 
     def identity(self) -> Identity:
-        install = f"make engine-verl, or pip install verl==0.9.1 into {_environment.interpreter(self.options.python)}"
+        install = f"make engine-verl, or: {_environment.interpreter(self.options.python)} -m pip install verl==0.9.1"
         return _environment.identity(self.kind, self.options.python, PACKAGES, self.options.cpu, install)
 
     def gpus_needed(self, configuration: Configuration) -> int:
