@@ -119,7 +119,9 @@ class Live:
 
     def _result(self, record: TrialRecord, score: Score | None) -> str:
         if isinstance(record.outcome, Failed):
-            evidence = f": {record.outcome.evidence[-1][:160]}" if record.outcome.evidence else ""
+            # A log's last line may be a mere rule.
+            said = [line for line in record.outcome.evidence if any(map(str.isalpha, line))]
+            evidence = f": {said[-1][:160]}" if said else ""
             return f"{outcome_name(record)} during {record.outcome.phase}{evidence}"
         if score is None:
             return "measured, but a number the study needs is missing"

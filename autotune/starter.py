@@ -75,7 +75,9 @@ budget: {{trials: 30}}
 """
 _TEMPLATES = {"http": _SERVING, "training": _TRAINING, "recorded": _RECORDED}
 _MODELS = {"http": "synthetic:tiny", "training": "synthetic:learner-tiny", "recorded": "recorded"}
-_DATA = "  dataset: prompts.parquet    # a folder, a file or a hub name; a synthetic model brings its own\n"
+_DATA = "  dataset: prompts.parquet    # a folder, a file or a hub name; a synthetic model brings its own\n{reward}"
+_REWARDS = {"trl": "my_rewards.score", "verl": "my_rewards.py:score"}
+"""How a reward of the user's own is named."""
 
 
 def write(out: Path, *, engine: str, model: str | None, use: str, force: bool) -> None:
@@ -99,7 +101,7 @@ def write(out: Path, *, engine: str, model: str | None, use: str, force: bool) -
         model=json.dumps(model) if _QUOTED.search(model) else model,
         use=use,
         python=f"  python: {own}\n" if (own := _environment.usual(engine)).exists() else "",
-        data=("" if model.startswith("synthetic:") else _DATA) + ("" if on_gpu else "  cpu: true\n"),
+        data=("" if model.startswith("synthetic:") else _data(engine)) + ("" if on_gpu else "  cpu: true\n"),
         space=space,
         memory="peak_gpu_memory_gib" if on_gpu else "peak_memory_gib",
         trials=40 if on_gpu else 10,
@@ -110,6 +112,12 @@ def write(out: Path, *, engine: str, model: str | None, use: str, force: bool) -
         out.write_text(text)
     except OSError as error:
         raise AutotuneError(f"Cannot write {out}: {error.strerror}.") from error
+
+
+def _data(engine: str) -> str:
+    """The lines that a model of the user's own needs."""
+    reward = f"  # reward: {_REWARDS[engine]}    # a function of your own, beside this file\n" if engine in _REWARDS else ""
+    return _DATA.format(reward=reward)
 
 
 def _name(stem: str) -> str:

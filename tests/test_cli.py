@@ -346,6 +346,16 @@ def test_progress_shows_an_engines_words_as_words(monkeypatch, terminal):
     assert reporter.done == 1
 
 
+def test_a_line_without_a_word_is_not_shown_as_the_reason(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(live, "Plain", lambda **kwargs: Plain(file=shown, width=300, no_color=True))
+    reporter, record = live.Live("small", ()), failed()
+    outcome = record.outcome.model_copy(update={"evidence": ("KeyError: 'answer'", "-" * 40)})
+    reporter.finished(record.model_copy(update={"outcome": outcome}), None)
+    reporter.close()
+    assert "during start: KeyError: 'answer'" in shown.getvalue() and "----" not in shown.getvalue()
+
+
 def test_the_time_left_follows_what_trials_took():
     reporter = live.Live("small", ())
     reporter.expect(0, 11, 0, 1)

@@ -200,7 +200,10 @@ class _Watch:
         if why is not None:
             # A number that is not finite is the run's own failure; any other run could have gone on.
             kind = FailureKind.INCOMPLETE if step.broken and self.options.stop_when.nan else FailureKind.ENDED_EARLY
-            raise self.failed(kind, f"Ended early as lost: {why}", "Nothing: the search avoids its like.")
+            advice = "Nothing: the search avoids its like."
+            if "reward" in step.broken:
+                advice = "See what the reward function returned; the search avoids this configuration's like."
+            raise self.failed(kind, f"Ended early as lost: {why}", advice)
         index, count = self.place
         self.progress(f"step {step.number}", (index + min(1.0, self.options.done(self.warm_up, self.steps))) / count)
 
