@@ -116,7 +116,11 @@ def write(out: Path, *, engine: str, model: str | None, use: str, force: bool) -
 
 def _data(engine: str) -> str:
     """The lines that a model of the user's own needs."""
-    reward = f"  # reward: {_REWARDS[engine]}    # a function of your own, beside this file\n" if engine in _REWARDS else ""
+    reward = (
+        f"  # reward: {_REWARDS[engine]}    # a function of your own, found from where autotune is run\n"
+        if engine in _REWARDS
+        else ""
+    )
     return _DATA.format(reward=reward)
 
 

@@ -231,7 +231,7 @@ class Trl(Engine):
 
 
 def modules() -> str:
-    """Where a training finds the module of its reward: beside the study, and the synthetic model's."""
+    """Where a training finds the module of its reward: where autotune runs, and the synthetic model's."""
     return f"{Path.cwd()}:{_learner_model.FOLDER}"
 
 
