@@ -58,6 +58,14 @@ def suited(workload: type[Workload], engines: Mapping[str, Engine], text: Source
             yield text.mistake(("workload", "kind"), problem, allowed=", ".join(fitting))
 
 
+def lengths(study: Study, text: Source, workload: Workload, engines: Mapping[str, Engine]) -> Iterator[Mistake]:
+    """What the workload's options show to be wrong with an engine's."""
+    for index, part in enumerate(study.engine):
+        if (engine := engines.get(str(part.get("kind")))) is not None:
+            for mistake in workload.against(engine):
+                yield text.placed(mistake, (*engine_place(text, index), *mistake.path.split(".")))
+
+
 _OF_THE_TRIAL = frozenset({"start_s", "kv_cache_tokens", "peak_memory_gib", "peak_gpu_memory_gib", "energy_joule"})
 """Totals that every trial gets beside its workload's: measured over the engine's whole life."""
 

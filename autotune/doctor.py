@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Literal
 import psutil
 
 from autotune import engines, gpu
+from autotune.engines import _environment
 from autotune.errors import AutotuneError
 
 _OPTIONAL = {
@@ -55,8 +57,8 @@ def _gpus() -> Iterator[Finding]:
 
 def _engines() -> Iterator[Finding]:
     for kind in engines.kinds():
-        for python in _interpreters(kind):
-            answer = _engine(kind, python)
+        for python, cpu in itertools.product(_interpreters(kind), (False, True)):
+            answer = _engine(kind, python, cpu)
             if answer.usable:
                 break
         yield answer
@@ -64,19 +66,22 @@ def _engines() -> Iterator[Finding]:
 
 def _interpreters(kind: str) -> list[Path | None]:
     """The tuner's own interpreter, then that of the environment which `make engine-KIND` makes."""
-    own = Path(".venvs") / kind / "bin" / "python"
+    own = _environment.usual(kind)
     return [None, own] if own.exists() else [None]
 
 
-def _engine(kind: str, python: Path | None) -> Finding:
+def _engine(kind: str, python: Path | None, cpu: bool) -> Finding:
+    """`cpu` asks a training engine for what it can do without a GPU; serving engines see for themselves."""
     try:
         found = engines.get(kind)
-        engine = found(found.Options.model_construct(kind=kind, model="", fixed={}, env={}, python=python))
+        named = {"python": python, "cpu": True} if cpu and "cpu" in found.Options.model_fields else {"python": python}
+        engine = found(found.Options.model_construct(kind=kind, model="", fixed={}, env={}, **named))
         identity = engine.identity()
     except AutotuneError as error:
         return Finding("engine", kind, False, "is not usable here.", str(error))
     detail = f"{identity.version} on {identity.device} ({identity.python})"
-    detail += f", with engine.python: {python}" if python else ""
+    said = [f"engine.python: {python}"] * (python is not None) + ["engine.cpu: true"] * ("cpu" in named)
+    detail += f", with {' and '.join(said)}" if said else ""
     remarks = engine.remarks()
     return Finding("engine", kind, True, f"{detail}. {remarks}" if remarks else detail)
 

@@ -113,8 +113,13 @@ class Interrupted(AutotuneError):
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The known name most like `name`, or the shortest that begins with it; None when nothing is close."""
+    """The known name most like `name`, else the shortest that begins with it, else one that it begins with; None when nothing is
+    close."""
     known = list(names)
+    singular = name.removesuffix("s")
+    if singular in known:
+        return singular
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     longer = sorted((one for one in known if len(name) > 2 and one.startswith(name)), key=len)
-    return next(iter((*matches, *longer)), None)
+    stem = [one for one in known if name.startswith(f"{one}_")]
+    return next(iter((*matches, *longer, *stem)), None)

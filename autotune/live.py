@@ -118,7 +118,9 @@ class Live:
 
     def _result(self, record: TrialRecord, score: Score | None) -> str:
         if isinstance(record.outcome, Failed):
-            evidence = f": {record.outcome.evidence[-1][:160]}" if record.outcome.evidence else ""
+            # A log's last line may be a mere rule.
+            said = [line for line in record.outcome.evidence if any(map(str.isalpha, line))]
+            evidence = f": {said[-1][:160]}" if said else ""
             return f"{record.outcome.kind} during {record.outcome.phase}{evidence}"
         if score is None:
             return f"{FailureKind.INCOMPLETE}: a number that the study needs was not measured"

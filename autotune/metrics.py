@@ -1,4 +1,5 @@
-"""Every metric autotune reports: name, unit, direction, meaning. This table is the documentation and the code at once.
+"""Every metric autotune reports: name, unit, direction, meaning. This table is the documentation and the code at once; installed
+packages add metrics of their own workloads to it through the entry-point group `autotune.metrics`.
 
 A metric with a distribution is addressed as `name.statistic`, e.g. `ttft_ms.p99`; STATISTICS lists them.
 TTFT, TPOT, ITL and E2E follow the definitions of vLLM's `bench serve`.
@@ -9,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from autotune.errors import nearest
+from autotune import registry
+from autotune.errors import MissingPrerequisite, nearest
 
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 """Statistics over pooled requests."""
@@ -150,14 +152,26 @@ TABLE: tuple[Metric, ...] = (
     ),
 )
 
-_BY_NAME = {metric.name: metric for metric in TABLE}
+_BUILT_IN = {metric.name: metric for metric in TABLE}
+
+
+def known() -> dict[str, Metric]:
+    """Name → metric, those that installed packages add included. Raises MissingPrerequisite where one of them is broken."""
+    added = registry.added("autotune.metrics", "metric")
+    for name, metric in added.items():
+        if not isinstance(metric, Metric) or metric.name != name or name in _BUILT_IN:
+            raise MissingPrerequisite(
+                f"The entry point {name!r} in the group autotune.metrics must name an autotune.metrics.Metric of that name, "
+                "and one that autotune itself does not have."
+            )
+    return {**_BUILT_IN, **added}
 
 
 def names() -> tuple[str, ...]:
     """Every addressable name, statistics spelled out."""
     return tuple(
         full
-        for metric in TABLE
+        for metric in known().values()
         for full in ([f"{metric.name}.{stat}" for stat in STATISTICS] if metric.distribution else [metric.name])
     )
 
@@ -168,7 +182,7 @@ def lookup(name: str) -> Metric:
     Raises KeyError whose message names the nearest known one.
     """
     base, _, statistic = name.partition(".")
-    metric = _BY_NAME.get(base)
+    metric = known().get(base)
     if metric is None or bool(statistic) != metric.distribution or (statistic and statistic not in STATISTICS):
         close = nearest(name, names())
         raise KeyError(f"There is no metric {name!r}." + (f" Did you mean {close!r}?" if close else ""))

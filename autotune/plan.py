@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autotune import answers, bar, checks, engines, flag_checks, gpu, spaces, study, validation, workloads
+from autotune import answers, bar, checks, engines, flag_checks, goal_checks, gpu, spaces, study, validation, workloads
 from autotune.engines.base import Engine, Identity, Verdict
 from autotune.errors import InvalidInput, Mistake
 from autotune.quality import Guard, Watched
@@ -96,6 +96,7 @@ def assemble(parsed: Study, text: Source, store: Path) -> Plan:
     if workload is not None:
         collected.extend(checks.section(workload, text, ("workload",)))
         collected.extend(checks.goals(parsed, text, workload))
+        collected.extend(checks.lengths(parsed, text, workload, built))
         if parsed.search.early_exit:
             workload.arrange(lambda levels: bar.decisive_first(levels, parsed.objectives, parsed.constraints))
     collected.extend(checks.exports(parsed, text, built))
@@ -145,6 +146,8 @@ def confirm(plan: Plan) -> Plan:
     space = plan.space.knowing(resolved)
     if len(known) == len(plan.engines):
         collected.extend(flag_checks.expressions(plan.study, plan.text, plan.space, known))
+        named = (*plan.defaults(), *plan.first)
+        collected.extend(goal_checks.mistakes(plan.study, plan.text, space, plan.engines, resolved, named))
         collected.extend(checks.sampler(plan.study, plan.text, space))
         collected.extend(checks.possible(plan.study, plan.text, space, resolved))
     collected.finish()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from autotune import bar, gpu, ledger
+from autotune import bar, goal_checks, gpu, ledger
 from autotune.engines.base import Context, Engine, Identity
 from autotune.errors import AutotuneError
 from autotune.executors.base import side_by_side
@@ -258,6 +258,7 @@ def _checked(plan: Plan, watched: Watched) -> str:
 def _warnings(plan: Plan) -> Iterator[str]:
     yield from _backwards(plan)
     yield from _fewer_at_once(plan)
+    yield from goal_checks.notes(plan.study, plan.space, plan.engines, plan.resolved, (*plan.defaults(), *plan.first))
     for kind, space in plan.space.engines.items():
         watched = plan.guard.engines[kind]
         if watched.lossy:

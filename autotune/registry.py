@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 import sys
 from functools import cache
-from importlib.metadata import EntryPoints, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 from autotune.errors import MissingPrerequisite, NotFound, nearest
@@ -26,11 +26,12 @@ def names(package: str) -> tuple[str, ...]:
 def find(package: str, name: str, attribute: str) -> Any:
     """The object registered as `name`.
 
-    Raises NotFound (with the nearest name) or MissingPrerequisite (a package that the module imports is not installed).
+    Raises NotFound (with the nearest name) or MissingPrerequisite (a package that the module imports is not installed, or the
+    one that names it in an entry point does not hold it).
     """
     points = {point.name: point for point in _points(package)}
     if name in points:
-        return points[name].load()
+        return _loaded(points[name], attribute)
     if name not in names(package):
         close = nearest(name, names(package))
         hint = f" Did you mean {close!r}?" if close else ""
@@ -42,6 +43,23 @@ def find(package: str, name: str, attribute: str) -> Any:
             raise
         raise MissingPrerequisite(
             f"The {attribute} {name!r} needs the package {error.name!r}, which is not installed: pip install {error.name}"
+        ) from error
+
+
+def added(group: str, kind: str) -> dict[str, Any]:
+    """Everything that installed packages add to a group, by name. Raises MissingPrerequisite."""
+    return {point.name: _loaded(point, kind) for point in _points(group)}
+
+
+def _loaded(point: EntryPoint, kind: str) -> Any:
+    """What an entry point names. Importing it runs a stranger's code, which may fail in any way."""
+    try:
+        return point.load()
+    except Exception as error:
+        owner = "an installed package" if point.dist is None else f"the installed package {point.dist.name!r}"
+        why = f"{type(error).__name__}: {str(error).rstrip('.')}"
+        raise MissingPrerequisite(
+            f"The {kind} {point.name!r} of {owner} cannot be loaded from {point.value!r} ({why}). Mend or remove that package."
         ) from error
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from autotune import engines, gpu, spaces
+from autotune.engines import _environment
 from autotune.errors import AutotuneError, NotFound, nearest
 
 _QUOTED = re.compile(r"[^\w./:+-]|:$")
@@ -20,7 +21,7 @@ name: {name}
 engine:
   kind: {engine}
   model: {model}            # synthetic:NAME (random weights, made locally), a local folder, or a hub name
-  # fixed: {{max_model_len: 8192}}   # flags every trial gets
+{python}  # fixed: {{max_model_len: 8192}}   # flags every trial gets
 workload:
   kind: http
   preset: {use}              # traffic, load levels and bounds for this use; anything below overrides it
@@ -46,7 +47,7 @@ name: {name}
 engine:
   kind: {engine}
   model: {model}
-{data}workload:
+{python}{data}workload:
   kind: training
   steps: 30                    # throughput knobs are judged in 10 to 30 steps; learning rates and KL need longer runs
   warm_up_steps: 3
@@ -74,7 +75,9 @@ budget: {{trials: 30}}
 """
 _TEMPLATES = {"http": _SERVING, "training": _TRAINING, "recorded": _RECORDED}
 _MODELS = {"http": "synthetic:tiny", "training": "synthetic:learner-tiny", "recorded": "recorded"}
-_DATA = "  dataset: prompts.parquet    # a folder, a file or a hub name; a synthetic model brings its own\n"
+_DATA = "  dataset: prompts.parquet    # a folder, a file or a hub name; a synthetic model brings its own\n{reward}"
+_REWARDS = {"trl": "my_rewards.score", "verl": "my_rewards.py:score"}
+"""How a reward of the user's own is named."""
 
 
 def write(out: Path, *, engine: str, model: str | None, use: str, force: bool) -> None:
@@ -97,7 +100,8 @@ def write(out: Path, *, engine: str, model: str | None, use: str, force: bool) -
         engine=engine,
         model=json.dumps(model) if _QUOTED.search(model) else model,
         use=use,
-        data=("" if model.startswith("synthetic:") else _DATA) + ("" if on_gpu else "  cpu: true\n"),
+        python=f"  python: {own}\n" if (own := _environment.usual(engine)).exists() else "",
+        data=("" if model.startswith("synthetic:") else _data(engine)) + ("" if on_gpu else "  cpu: true\n"),
         space=space,
         memory="peak_gpu_memory_gib" if on_gpu else "peak_memory_gib",
         trials=40 if on_gpu else 10,
@@ -108,6 +112,16 @@ def write(out: Path, *, engine: str, model: str | None, use: str, force: bool) -
         out.write_text(text)
     except OSError as error:
         raise AutotuneError(f"Cannot write {out}: {error.strerror}.") from error
+
+
+def _data(engine: str) -> str:
+    """The lines that a model of the user's own needs."""
+    reward = (
+        f"  # reward: {_REWARDS[engine]}    # a function of your own, found from where autotune is run\n"
+        if engine in _REWARDS
+        else ""
+    )
+    return _DATA.format(reward=reward)
 
 
 def _name(stem: str) -> str:

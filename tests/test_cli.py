@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from autotune import cli, engines, live, process, results, starter, view
+from autotune import cli, doctor, engines, live, process, results, source, starter, view
 from autotune.doctor import Finding
+from autotune.engines.base import Identity
 from autotune.errors import AutotuneError, MachineUnusable, MissingPrerequisite, NothingMeasured, StoreUnwritable, StudyBusy
 from autotune.terminal import Plain, clean
 from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, TrialJob, TrialRecord
@@ -254,6 +255,33 @@ def test_init_overwrites_only_when_told(tmp_path):
     assert answer("init", path, "--force")[0] == 0
 
 
+@pytest.mark.parametrize("engine", ["trl", "sglang"])
+def test_a_first_study_names_the_environment_that_is_there(tmp_path, monkeypatch, engine):
+    """What `make engine-NAME` made is of no use to a study that does not name it."""
+    monkeypatch.chdir(tmp_path)
+    path, own = tmp_path / "s.yaml", Path(".venvs") / engine / "bin" / "python"
+    starter.write(path, engine=engine, model=None, use="chat", force=False)
+    assert "python" not in source.read(path).data["engine"]
+    own.parent.mkdir(parents=True)
+    own.touch()
+    starter.write(path, engine=engine, model=None, use="chat", force=True)
+    assert source.read(path).data["engine"]["python"] == str(own)
+
+
+def test_doctor_tells_what_a_training_engine_needs_to_be_told(monkeypatch):
+    """On a machine without a GPU it trains where the study says so."""
+    trained = engines.get("trl")
+
+    def identity(self):
+        if not self.options.cpu:
+            raise MissingPrerequisite("no GPU")
+        return Identity(kind="trl", version="1.16.0", python="3.11", device="cpu")
+
+    monkeypatch.setattr(trained, "identity", identity)
+    (finding,) = (one for one in doctor._engines() if one.name == "trl")
+    assert finding.usable and "with engine.cpu: true" in finding.detail
+
+
 def test_doctor_says_how_to_install_what_is_missing(capsys, monkeypatch):
     finding = Finding("engine", "vllm", False, "is not usable here.", "pip install vllm")
     monkeypatch.setattr(view, "console", Plain(width=200))
@@ -316,6 +344,16 @@ def test_progress_shows_an_engines_words_as_words(monkeypatch, terminal):
     assert "crashed during start" in shown.getvalue()
     assert not any(sequence in shown.getvalue() for sequence in ("\x1b[31m", "\x1b]0", "\x1bc", "\x9b"))
     assert reporter.done == 1
+
+
+def test_a_line_without_a_word_is_not_shown_as_the_reason(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(live, "Plain", lambda **kwargs: Plain(file=shown, width=300, no_color=True))
+    reporter, record = live.Live("small", ()), failed()
+    outcome = record.outcome.model_copy(update={"evidence": ("KeyError: 'answer'", "-" * 40)})
+    reporter.finished(record.model_copy(update={"outcome": outcome}), None)
+    reporter.close()
+    assert "during start: KeyError: 'answer'" in shown.getvalue() and "----" not in shown.getvalue()
 
 
 def test_the_time_left_follows_what_trials_took():

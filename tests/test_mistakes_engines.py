@@ -105,6 +105,12 @@ OFFLINE = [
     (TRAINING, "steps: 10", "steps: 10\n  samples: 5", 6, "workload", "Give exactly one of 'steps'"),
     (TRAINING, "steps: 10", "steps: 10\n  seeds: [1, 1]", 6, "workload", "A seed stands twice"),
     (TRAINING, "maximize: sps", "minimize: ttft_ms.p99", 12, "objectives[0]", "does not measure 'ttft_ms.p99'"),
+    (TRAINING, "fixed: {}", "total_steps: 9", 5, "engine.total_steps", "would end before the workload's 12 steps, warm-up"),
+    (TRAINING, "steps: 10", "steps: 1000", 2, "engine.total_steps", "workload's 1002 steps, warm-up included. Found 1000."),
+    (TRAINING, "fixed: {}", "fixed: {max_steps: 5}", 5, "engine.fixed.max_steps", "engine.total_steps for how many steps"),
+    (TRAINING, "synthetic:learner-tiny", "gpt2\n  dataset: data/of/mine", 5, "engine.dataset", "There is no file data/of/mine."),
+    (TRAINING, "maximize: sps", "maximize: rewards", 12, "objectives[0]", "Did you mean 'reward'?"),
+    (TRAINING, "maximize: sps", "minimize: kl_divergence", 12, "objectives[0]", "Did you mean 'kl'?"),
     (TRAINING, "include: trl_grpo", "include: trl_grp", 10, "search_space.include", "Did you mean 'trl_grpo'?"),
     (TRAINING, "include: trl_grpo", "include: verl_ppo", 10, "search_space.include", "for the engine 'verl', not for 'trl'"),
 ]  # fmt: skip

@@ -31,6 +31,11 @@ def interpreter(python: Path | None) -> str:
     return str(python.absolute()) if python is not None else sys.executable
 
 
+def usual(kind: str) -> Path:
+    """The interpreter of the environment that `make engine-KIND` makes, from the top of a checkout."""
+    return Path(".venvs") / kind / "bin" / "python"
+
+
 def identity(kind: str, python: Path | None, packages: Sequence[str], cpu: bool, install: str) -> Identity:
     """What is installed; the first of `packages` is the engine itself.
 
@@ -41,7 +46,10 @@ def identity(kind: str, python: Path | None, packages: Sequence[str], cpu: bool,
         raise MissingPrerequisite(f"{interpreter(python)} cannot say what it has installed: {asked.stderr.strip()[-300:]}")
     told = json.loads(asked.stdout)
     if packages[0] not in told["packages"]:
-        raise MissingPrerequisite(f"The engine {kind!r} needs {packages[0]} in {interpreter(python)}: {install}")
+        raise MissingPrerequisite(
+            f"The engine {kind!r} needs {packages[0]}, which {interpreter(python)} does not have. Name one that has it as "
+            f"engine.python, such as {usual(kind)} of: {install}"
+        )
     if not told["device"]:
         raise MissingPrerequisite(f"The engine {kind!r} finds no GPU here; a study that trains on the CPU says engine.cpu: true.")
     return Identity(

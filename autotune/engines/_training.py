@@ -50,8 +50,15 @@ class TrainingOptions(EngineOptions):
     """Train without a GPU."""
 
 
-def faults(options: TrainingOptions, data: str) -> Iterator[Mistake]:
-    """What is wrong with a training's model and files as far as this machine can tell. `data` is the parameter that names
+def local(name: str) -> str:
+    """What a trial is given for a file or folder of the user's: a trial runs in a folder of its own, where a relative path leads
+    nowhere. A name that is not on this machine, as a hub's, stays as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if name and path.exists() else name
+
+
+def faults(options: TrainingOptions, *data: str) -> Iterator[Mistake]:
+    """What is wrong with a training's model and files as far as this machine can tell. `data` are the parameters that name
     the training data, which a study may fix instead of giving a `dataset`."""
     try:
         synthetic = _learner_model.size_of(options.model) is not None
@@ -60,16 +67,27 @@ def faults(options: TrainingOptions, data: str) -> Iterator[Mistake]:
         return
     wrong = [] if synthetic else list(models.faults(options.model))
     yield from wrong
-    if not synthetic and not wrong and options.dataset is None and data not in options.fixed:
+    if not synthetic and not wrong and options.dataset is None and options.fixed.keys().isdisjoint(data):
         yield Mistake("", "A model that is not synthetic needs a 'dataset'.")
     if options.dataset is not None:
         yield from missing_file("dataset", options.dataset)
 
 
+def horizon_faults(options: TrainingOptions, *names: str) -> Iterator[Mistake]:
+    """Mistakes for fixed parameters that would set how long a run goes on, which a trial sets itself."""
+    for name in names:
+        if name in options.fixed:
+            problem = (
+                "The workload says how long a run is measured, and engine.total_steps for how many steps its schedule is made."
+            )
+            yield Mistake(f"fixed.{name}", problem)
+
+
 def missing_file(option: str, name: str | Path) -> Iterator[Mistake]:
     """A mistake for a name that is a path and leads nowhere; hub names cannot be told from here."""
     path = Path(name).expanduser()
-    if not path.exists() and (isinstance(name, Path) or path.suffix or name.startswith(("/", "./", "../", "~"))):
+    is_path = isinstance(name, Path) or path.suffix or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+    if is_path and not path.exists():
         yield Mistake(option, f"There is no file {name}.")
 
 

@@ -26,7 +26,17 @@ def death(log: Path, returncode: int | None, phase: Phase, diagnose: Callable[[s
         return TrialFailed(FailureKind.CRASHED, phase, *evidence, advice=f"Read {log}.")
     # The same exception that refuses an argument before training is an ordinary crash once steps were made.
     late = found.kind is FailureKind.INVALID_CONFIG and phase is Phase.MEASURE
-    return TrialFailed(FailureKind.CRASHED if late else found.kind, phase, *found.evidence, advice=found.advice)
+    kind = FailureKind.CRASHED if late else found.kind
+    if kind is not FailureKind.CRASHED:
+        return TrialFailed(kind, phase, *found.evidence, advice=found.advice)
+    first, *more = found.evidence
+    return TrialFailed(kind, phase, first + _raised_at(lines), *more, advice=f"Read {log.name} in the trial's folder.")
+
+
+def _raised_at(lines: Sequence[str]) -> str:
+    """Where the last exception was raised, which its name alone often leaves open."""
+    frames = [match for line in lines if (match := _FRAME.match(line.strip()))]
+    return f" (raised in {frames[-1][1]}, line {frames[-1][2]}, in {frames[-1][3]})" if frames else ""
 
 
 _OUT_OF_MEMORY = re.compile(
@@ -41,6 +51,7 @@ _MACHINE = re.compile(
     re.IGNORECASE,
 )
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_FRAME = re.compile(r'^(?:\([^)]*\)\s*)?File "([^"]+)", line (\d+), in (\S+)')
 _EXCEPTION = re.compile(r"^(?:\([^)]*\)\s*)?([A-Za-z_][\w.]*(?:Error|Exception|Exit)): (.*)$")
 
 

@@ -281,8 +281,15 @@ class Engine(ABC):
         return {}
 
     def preflight(self, configurations: Sequence[Configuration]) -> list[Verdict]:
-        """The engine's own cross-check of configurations, without a launch; one Verdict each."""
-        return [Verdict() for _ in configurations]
+        """The engine's own cross-check of configurations, without a launch; one Verdict each. Unless an engine can be asked, a
+        value that nobody sets is taken to be its flag's default."""
+        defaults = {name: flag.default for name, flag in self.flags().items() if flag.default is not None}
+        return [Verdict(resolved={**defaults, **self.options.fixed, **one.values}) for one in configurations]
+
+    def unreported(self, values: Mapping[str, Value]) -> Mapping[str, str]:
+        """Metrics that a trial with these values would not report, each with the reason in a sentence. A study cannot have such
+        a one for a goal: what is missing is never taken for a number."""
+        return {}
 
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
         """Classify a failure from the engine's log. None when nothing decisive stands in it (the caller says crashed)."""

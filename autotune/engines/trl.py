@@ -16,7 +16,18 @@ from pydantic import model_validator
 
 from autotune import gpu, process
 from autotune.engines import _environment, _learner_model
-from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions, faults, finite, missing_file
+from autotune.engines._training import (
+    FIRST_STEPS,
+    Begin,
+    Dialect,
+    LaunchedTraining,
+    TrainingOptions,
+    faults,
+    finite,
+    horizon_faults,
+    local,
+    missing_file,
+)
 from autotune.engines._training_log import diagnose
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Serves, Session, Step, Verdict
 from autotune.errors import AutotuneError, Mistake
@@ -58,7 +69,26 @@ _METRICS: Mapping[str, tuple[str, ...]] = {
     "preference_margin": ("rewards/margins",),
 }
 """Autotune's metric → TRL's, the first that is reported."""
+_OF_PAIRS = ("preference_accuracy", "preference_margin")
+_OF_ROLLOUTS = (
+    "reward", "reward_slope", "reward_std", "zero_std_ratio", "kl", "response_tokens", "truncated_ratio", "clip_ratio",
+    "validity_rate", "rollout_hit_rate", "generate_s", "log_prob_s", "reward_s", "update_s", "fresh_sps", "weight_sync_s",
+)  # fmt: skip
+_NO_KL = "TRL reports no KL while beta is 0. Give engine.fixed a beta above 0, or leave KL out of the goals."
 _MUST_BE_FINITE = ("loss", "grad_norm", "reward", "kl", "entropy")
+
+
+_FORMATS: Mapping[str, str] = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+"""A file of prompts by its ending → the builder that TRL's own scripts load it with."""
+
+
+def _prompts(dataset: str, own_script: bool) -> dict[str, Value]:
+    """A dataset in TRL's words: `dataset_name` takes folders and hub names, a file goes into `datasets`. A script of the user's
+    own is given the name to load as it likes."""
+    builder = None if own_script else _FORMATS.get(Path(dataset).suffix)
+    if builder is None:
+        return {"dataset_name": local(dataset)}
+    return {"datasets": [{"path": builder, "data_files": local(dataset), "split": "train"}]}
 
 
 class TrlOptions(TrainingOptions):
@@ -76,7 +106,7 @@ class TrlOptions(TrainingOptions):
             return section
         implied: dict[str, Value] = dict(_ON_CPU) if section.get("cpu") is True else {}
         if section.get("dataset") is not None:
-            implied["dataset_name"] = section["dataset"]
+            implied |= _prompts(str(section["dataset"]), section.get("script") is not None)
         if section.get("reward") is not None:
             implied["reward_funcs"] = [section["reward"]]
         fixed = section.get("fixed") or {}
@@ -93,21 +123,25 @@ class Trl(Engine):
 
     def check(self) -> Iterator[Mistake]:
         yield from super().check()
+        yield from horizon_faults(self.options, "max_steps", "num_train_epochs")
         script = self.options.script
         if script is not None:
             yield from missing_file("script", script)
-        else:
-            yield from faults(self.options, "dataset_name")
+            return
+        yield from faults(self.options, "dataset_name", "datasets")
+        dataset = Path(self.options.dataset or "").expanduser()
+        if dataset.is_file() and dataset.suffix not in _FORMATS:
+            yield Mistake("dataset", "TRL cannot read a file of this kind.", found=repr(dataset.name), allowed=", ".join(_FORMATS))
 
     def identity(self) -> Identity:
-        install = f"make engine-trl, or pip install trl==1.16.0 into {_environment.interpreter(self.options.python)}"
+        install = f"make engine-trl, or: {_environment.interpreter(self.options.python)} -m pip install trl==1.16.0"
         return _environment.identity(self.kind, self.options.python, PACKAGES, self.options.cpu, install)
 
     def gpus_needed(self, configuration: Configuration) -> int:
         return 0 if self.options.cpu else self.options.processes
 
     def model_path(self, cache: Path) -> str:
-        return str(_learner_model.folder(self.options.model, FAMILY, cache) or self.options.model)
+        return str(_learner_model.folder(self.options.model, FAMILY, cache) or local(self.options.model))
 
     def arguments(self, configuration: Configuration, model: str) -> dict[str, Value]:
         """What the training is asked for, without what a trial alone needs; the exported file holds the same."""
@@ -147,7 +181,7 @@ class Trl(Engine):
         return {
             "OMP_NUM_THREADS": str(self.options.threads),
             "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": f"{Path.cwd()}:{_learner_model.FOLDER}",
+            "PYTHONPATH": modules(),
             "PYTHONUNBUFFERED": "1",
             **_environment.compiled(context.cache.absolute() / self.kind),
             **gpu.visible(context.gpus),
@@ -165,23 +199,40 @@ class Trl(Engine):
 
     def preflight(self, configurations: Sequence[Configuration]) -> list[Verdict]:
         asked = [self.arguments(configuration, self.options.model) for configuration in configurations]
+        if self.options.script is not None:
+            # What a script of the user's own does with it is not TRL's to say.
+            asked = [{name: value for name, value in one.items() if name != "reward_funcs"} for one in asked]
         return [Verdict(**verdict) for verdict in self.ask({"ask": "check", "arguments": asked})]
 
     def ask(self, question: Mapping[str, Value]) -> Any:
         """Ask TRL's own config classes, in TRL's environment."""
         python = _environment.interpreter(self.options.python)
+        path = self.options.env.get("PYTHONPATH", modules())
         told = process.run(
             [python, str(HERE / "check.py")],
             timeout_s=180,
-            env={"OMP_NUM_THREADS": "1", "WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env={"OMP_NUM_THREADS": "1", "WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path},
             stdin=json.dumps({"algorithm": self.options.algorithm, "processes": self.options.processes, **question}),
         )
         if told.returncode != 0:
             raise AutotuneError(f"TRL in {python} could not be asked about its parameters: {told.stderr.strip()[-400:]}")
         return json.loads(told.stdout.splitlines()[-1])
 
+    def unreported(self, values: Mapping[str, Value]) -> Mapping[str, str]:
+        if self.options.script is not None:
+            return {}
+        if self.options.algorithm == "dpo":
+            return dict.fromkeys(_OF_ROLLOUTS, "DPO generates no answers and has no reward.")
+        missing = dict.fromkeys(_OF_PAIRS, f"Only DPO has pairs, not {self.options.algorithm.upper()}.")
+        return missing | ({"kl": _NO_KL} if values.get("beta", 0) == 0 else {})
+
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
         return diagnose(log, _REFUSALS)
+
+
+def modules() -> str:
+    """Where a training finds the module of its reward: where autotune runs, and the synthetic model's."""
+    return f"{Path.cwd()}:{_learner_model.FOLDER}"
 
 
 def read_line(record: Mapping[str, Any]) -> Step | Begin | None:

@@ -18,7 +18,16 @@ from pydantic import Field, model_validator
 
 from autotune import gpu, process
 from autotune.engines import _environment, _learner_model, _verl_fork
-from autotune.engines._training import FIRST_STEPS, Dialect, LaunchedTraining, TrainingOptions, faults, missing_file
+from autotune.engines._training import (
+    FIRST_STEPS,
+    Dialect,
+    LaunchedTraining,
+    TrainingOptions,
+    faults,
+    horizon_faults,
+    local,
+    missing_file,
+)
 from autotune.engines._training_log import diagnose
 from autotune.engines._verl_hydra import A, override
 from autotune.engines._verl_log import FATAL, MILESTONES
@@ -85,14 +94,15 @@ _ON_CPU: Mapping[str, Value] = {
 
 def _reward(place: str) -> dict[str, Value]:
     path, _, function = place.rpartition(":")
-    return {"reward.custom_reward_function.path": path, "reward.custom_reward_function.name": function}
+    return {"reward.custom_reward_function.path": local(path), "reward.custom_reward_function.name": function}
 
 
 def _data(section: Mapping[str, Any]) -> dict[str, Value]:
     """Prompts and reward as the section names them."""
     found: dict[str, Value] = {}
     if section.get("dataset") is not None:
-        found |= {"data.train_files": section["dataset"], "data.val_files": section.get("validation") or section["dataset"]}
+        training = str(section["dataset"])
+        found |= {"data.train_files": local(training), "data.val_files": local(str(section.get("validation") or training))}
     return found | (_reward(str(section["reward"])) if section.get("reward") is not None else {})
 
 
@@ -143,6 +153,7 @@ class Verl(Engine):
     def check(self) -> Iterator[Mistake]:
         yield from super().check()
         yield from faults(self.options, "data.train_files")
+        yield from horizon_faults(self.options, "trainer.total_training_steps", "trainer.total_epochs")
         if self.options.reward is not None:
             path, _, function = self.options.reward.rpartition(":")
             if not path or not function:
@@ -151,14 +162,14 @@ class Verl(Engine):
                 yield from missing_file("reward", path)
 
     def identity(self) -> Identity:
-        install = f"make engine-verl, or pip install verl==0.9.1 into {_environment.interpreter(self.options.python)}"
+        install = f"make engine-verl, or: {_environment.interpreter(self.options.python)} -m pip install verl==0.9.1"
         return _environment.identity(self.kind, self.options.python, PACKAGES, self.options.cpu, install)
 
     def gpus_needed(self, configuration: Configuration) -> int:
         return 0 if self.options.cpu else self.options.processes
 
     def model_path(self, cache: Path) -> str:
-        return str(_learner_model.folder(self.options.model, FAMILY, cache) or self.options.model)
+        return str(_learner_model.folder(self.options.model, FAMILY, cache) or local(self.options.model))
 
     def parameters(self, configuration: Configuration, model: str) -> dict[str, Value]:
         """What the training is asked for, without what a trial alone needs; the exported file holds the same."""
@@ -249,6 +260,12 @@ class Verl(Engine):
         if told.returncode != 0:
             raise AutotuneError(f"verl in {python} could not be asked about its configuration: {told.stderr.strip()[-400:]}")
         return json.loads(told.stdout.splitlines()[-1])
+
+    def unreported(self, values: Mapping[str, Value]) -> Mapping[str, str]:
+        missing = dict.fromkeys(("preference_accuracy", "preference_margin"), "verl trains on no pairs.")
+        switches = (f"{A}.actor.use_kl_loss", "algorithm.use_kl_in_reward")
+        off = all(values.get(name, False) is False for name in switches)
+        return missing | ({"kl": f"verl reports no KL while neither {switches[0]} nor {switches[1]} is true."} if off else {})
 
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
         return diagnose(log, _REFUSALS)

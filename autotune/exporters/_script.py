@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 
 def script(notes: Iterable[str], env: Mapping[str, str], command: Sequence[str], *, beside: bool = False) -> str:
@@ -19,6 +20,11 @@ def script(notes: Iterable[str], env: Mapping[str, str], command: Sequence[str],
             "",
         ]
     )
+
+
+def start(interpreter: Path | None) -> str:
+    """What goes before the line that starts a script here, where the engine's programs lie in an environment of their own."""
+    return "" if interpreter is None else f'PATH={shlex.quote(str(interpreter.absolute().parent))}:"$PATH" '
 
 
 def comments(notes: Iterable[str]) -> list[str]:

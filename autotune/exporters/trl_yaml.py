@@ -12,9 +12,10 @@ from typing import ClassVar
 import yaml
 
 from autotune.engines._learner_model import FOLDER, size_of
+from autotune.engines.trl import modules
 from autotune.errors import AutotuneError, InvalidInput, Mistake
 from autotune.exporters import _proof
-from autotune.exporters._script import comments, script
+from autotune.exporters._script import comments, script, start
 from autotune.exporters.base import Exporter, Winner
 from autotune.trial import Value
 
@@ -65,7 +66,10 @@ def _algorithm(winner: Winner) -> str:
 
 
 def _advice(winner: Winner) -> list[str]:
-    notes = [f"Start it with: sh {LAUNCH}", "The trial ran for a set number of steps: set num_train_epochs or max_steps for yours."]
+    notes = [
+        f"Start it with: {start(winner.interpreter)}sh {LAUNCH}",
+        "The trial ran for a set number of steps: set num_train_epochs or max_steps for yours.",
+    ]
     if _arguments(winner).get("vllm_mode") == "server":
         notes.append(f"Start the rollout server first: trl vllm-serve --model {winner.model_path}")
     return notes
@@ -87,9 +91,11 @@ def _accelerate(winner: Winner, content: Mapping[str, Value]) -> dict[str, Value
 
 
 def _environment(winner: Winner) -> dict[str, str]:
-    """Variables of the launch; a synthetic model's reward is found by its folder."""
-    rewards = {"PYTHONPATH": str(FOLDER)} if size_of(winner.model) is not None else {}
-    return {"OMP_NUM_THREADS": str(_proof.configured(winner).options.threads), **winner.env, **rewards}
+    """Variables of the launch; a reward is found where the trials found it."""
+    options = _proof.configured(winner).options
+    own = options.script is not None or "." in (options.reward or "")
+    path = modules() if own else str(FOLDER) if size_of(winner.model) is not None else None
+    return {"OMP_NUM_THREADS": str(options.threads), **({"PYTHONPATH": path} if path else {}), **winner.env}
 
 
 def _command(winner: Winner) -> str:

@@ -15,7 +15,7 @@ from autotune.engines._verl_hydra import override
 from autotune.engines.verl import CPU_FOLDER, TRIAL_FOLDER
 from autotune.errors import InvalidInput, Mistake
 from autotune.exporters import _proof
-from autotune.exporters._script import comments, script
+from autotune.exporters._script import comments, script, start
 from autotune.exporters.base import Exporter, Winner
 from autotune.trial import Value
 
@@ -32,7 +32,7 @@ class VerlOverrides(Exporter):
 
     def render(self, winner: Winner) -> Mapping[str, str]:
         values = _values(winner)
-        notes = [*winner.header(), *_units()]
+        notes = [*winner.header(), *_units(), f"Start it with: {start(winner.interpreter)}sh {LAUNCH}"]
         content = {"defaults": ["ppo_trainer", "_self_"], **_nested(values)}
         main, env = "python3 -m verl.trainer.main_ppo", _environment(winner)
         given = [shlex.quote(override(name, value)) for name, value in values.items()]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from autotune.bar import SoFar
-from autotune.engines.base import Context, Serves, Session
+from autotune.engines.base import Context, Engine, Serves, Session
 from autotune.errors import Mistake
 from autotune.trial import FailureKind, Frozen, Measurement, Phase, Scalar, TrialFailed
 
@@ -55,6 +55,10 @@ class Workload(ABC):
     def check(self) -> Iterator[Mistake]:
         """What the options show to be wrong beyond their types, each at the path of an option: a file that is not there or
         cannot be used."""
+        yield from ()
+
+    def against(self, engine: Engine) -> Iterator[Mistake]:
+        """What is wrong with an engine for this workload's options, each at the path of the engine's option."""
         yield from ()
 
     @abstractmethod

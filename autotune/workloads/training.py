@@ -14,7 +14,8 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from autotune.engines.base import Context, Serves, Session, Step, TrainingSession
+from autotune.engines.base import Context, Engine, Serves, Session, Step, TrainingSession
+from autotune.errors import Mistake
 from autotune.trial import FailureKind, Measurement, Origin, Phase, Scalar, TrialFailed
 from autotune.workloads._progress import WINDOW, StopWhen, lost
 from autotune.workloads._rivals import RUNGS, Rivals
@@ -74,6 +75,13 @@ class Training(Workload):
     needs: ClassVar[Serves] = "training"
     Options: ClassVar[type[WorkloadOptions]] = TrainingOptions
     options: TrainingOptions
+
+    def against(self, engine: Engine) -> Iterator[Mistake]:
+        horizon, asked = getattr(engine.options, "total_steps", None), self.options.warm_up_steps + (self.options.steps or 0)
+        if horizon is not None and horizon < asked:
+            yield Mistake(
+                "total_steps", f"The training would end before the workload's {asked} steps, warm-up included.", str(horizon)
+            )
 
     def levels(self) -> tuple[Mapping[str, Scalar], ...]:
         first = self.options.warm_up_steps + 1
@@ -192,7 +200,10 @@ class _Watch:
         if why is not None:
             # A number that is not finite is the run's own failure; any other run could have gone on.
             kind = FailureKind.INCOMPLETE if step.broken and self.options.stop_when.nan else FailureKind.ENDED_EARLY
-            raise self.failed(kind, f"Ended early as lost: {why}", "Nothing: the search avoids its like.")
+            advice = "Nothing: the search avoids its like."
+            if "reward" in step.broken:
+                advice = "See what the reward function returned; the search avoids this configuration's like."
+            raise self.failed(kind, f"Ended early as lost: {why}", advice)
         index, count = self.place
         self.progress(f"step {step.number}", (index + min(1.0, self.options.done(self.warm_up, self.steps))) / count)
 

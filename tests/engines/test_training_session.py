@@ -7,7 +7,7 @@ import pytest
 
 from autotune import process
 from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions
-from autotune.engines._training_log import diagnose
+from autotune.engines._training_log import death, diagnose
 from autotune.engines.base import Context, Launch, Step
 from autotune.trial import FailureKind, Phase, TrialFailed
 
@@ -125,6 +125,18 @@ def test_a_kill_that_is_not_ours_counts_as_out_of_memory(opened):
             session.check_alive()
             time.sleep(0.05)
     assert caught.value.failed.kind is FailureKind.OUT_OF_MEMORY
+
+
+def test_a_crash_tells_where_it_was_raised(tmp_path):
+    log = tmp_path / "training-0.log"
+    log.write_text(
+        'Traceback (most recent call last):\n  File "/trl/grpo.py", line 9, in main\n    train()\n'
+        '  File "/mine/rewards.py", line 12, in score\n    raise KeyError("answer")\nKeyError: \'answer\'\n'
+    )
+    failed = death(log, 1, Phase.MEASURE, lambda text, code: diagnose(text, ("ValueError",))).failed
+    assert failed.kind is FailureKind.CRASHED
+    assert failed.evidence == ("KeyError: 'answer' (raised in /mine/rewards.py, line 12, in score)",)
+    assert failed.advice == "Read training-0.log in the trial's folder."
 
 
 def test_steps_written_just_before_a_death_are_not_lost(opened):

@@ -87,6 +87,36 @@ def test_a_users_script_model_and_reward(context):
     assert engine.gpus_needed(configuration()) == 2 and make().gpus_needed(configuration()) == 0
 
 
+def test_what_lies_beside_the_study_is_found_from_a_trials_folder(context, tmp_path, monkeypatch):
+    """A trial runs in a folder of its own; `load_dataset` takes a relative name that leads nowhere for a hub's."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "prompts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    engine = make(model="model", dataset="prompts")
+    assert list(engine.check()) == []
+    content = yaml.safe_load(engine.launch(configuration(), context).files["trial.yaml"])
+    assert content["model_name_or_path"] == str(tmp_path / "model") and content["dataset_name"] == str(tmp_path / "prompts")
+    there = yaml.safe_load(make(model="org/model", dataset="org/prompts").launch(configuration(), context).files["trial.yaml"])
+    assert there["model_name_or_path"] == "org/model" and there["dataset_name"] == "org/prompts"
+
+
+@pytest.mark.parametrize(("name", "builder"), [("mine.jsonl", "json"), ("mine.csv", "csv"), ("mine.parquet", "parquet")])
+def test_a_file_of_prompts_is_given_as_trl_reads_files(context, tmp_path, monkeypatch, name, builder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("")
+    content = yaml.safe_load(make(dataset=name).launch(configuration(), context).files["trial.yaml"])
+    assert content["datasets"] == [{"path": builder, "data_files": str(tmp_path / name), "split": "train"}]
+    own = yaml.safe_load(make(dataset=name, script=Path("train.py")).launch(configuration(), context).files["trial.yaml"])
+    assert own["dataset_name"] == str(tmp_path / name) and "datasets" not in own
+
+
+def test_a_file_that_trl_cannot_read_is_a_mistake(tmp_path):
+    (tmp_path / "mine.xlsx").write_text("")
+    (mistake,) = make(dataset=str(tmp_path / "mine.xlsx")).check()
+    assert mistake.path == "dataset" and ".jsonl" in str(mistake) and "mine.xlsx" in str(mistake)
+
+
 def test_dpo_trains_on_pairs_without_a_reward(context):
     launch = make(algorithm="dpo").launch(configuration(), context)
     content = yaml.safe_load(launch.files["trial.yaml"])
@@ -102,6 +132,17 @@ def test_an_unknown_synthetic_model_names_the_nearest():
     with pytest.raises(NotFound, match="learner-tiny"):
         make(model="synthetic:learner-tny").launch(configuration(), Context(
             study="s", trial=0, tag="t", folder=Path("f"), scratch=Path("x"), cache=Path("c")))  # fmt: skip
+
+
+def test_what_a_run_does_not_report_is_known_before_it():
+    assert "beta is 0" in make().unreported({"beta": 0.0})["kl"] and "kl" not in make().unreported({"beta": 0.04})
+    assert "preference_accuracy" in make().unreported({"beta": 0.04})
+    dpo = make(algorithm="dpo").unreported({"beta": 0.1})
+    recorded_dpo = next(step for step in recorded("trl_dpo_steps.jsonl") if not isinstance(step, Begin))
+    assert "reward" in dpo and not dpo.keys() & recorded_dpo.metrics.keys()
+    grpo = make().unreported({"beta": 0.04})
+    assert not grpo.keys() & recorded("trl_grpo_steps.jsonl")[1].metrics.keys()
+    assert make(script=Path("train.py")).unreported({"beta": 0.0}) == {}
 
 
 def test_recorded_grpo_steps_are_read():
@@ -223,6 +264,37 @@ def test_a_real_run_learns_and_is_measured(context, models):
     assert process.tagged(context.tag) == []
 
 
+@needs_trl
+@pytest.mark.engine
+def test_a_text_that_is_no_number_is_refused_and_one_that_is_passes():
+    """TRL's classes take any text for a number, and a trial crashes on it."""
+    values = ({"beta": "0.04x"}, {"num_iterations": "2.5"}, {"beta": "4e-2", "num_iterations": "2", "loss_type": "grpo"})
+    refusals = [verdict.refused for verdict in make(fixed=SMALL).preflight([configuration(**one) for one in values])]
+    assert refusals == ["beta must be a number, not '0.04x'.", "num_iterations must be a number, not '2.5'.", None]
+
+
+@needs_trl
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        ("my_reward.score", None),
+        ("accuracy_reward", None),
+        ("my_reward.scroe", "no function 'scroe'. Did you mean 'score'?"),
+        ("no_such_module.score", "No module named 'no_such_module'"),
+        ("my_reward.py:score", "not of the form module.function"),
+        ("score", "accuracy_reward"),
+    ],
+)
+def test_a_reward_is_looked_for_before_a_trial_is_spent(tmp_path, monkeypatch, reward, words):
+    (tmp_path / "my_reward.py").write_text("print('loaded')\ndef score(completions, **_): ...\n")
+    monkeypatch.chdir(tmp_path)
+    (verdict,) = make(reward=reward, fixed=SMALL).preflight([configuration()])
+    assert verdict.refused is None if words is None else words in verdict.refused
+    (verdict,) = make(reward=reward, fixed=SMALL, script=Path("train.py")).preflight([configuration()])
+    assert verdict.refused is None, "what a script of the user's own does with it is not known"
+
+
 REWARD = """
 def score(completions, log_metric=None, **_):
     log_metric("json_ok", 0.25)
@@ -238,7 +310,8 @@ def test_a_users_reward_function_reports_validity_and_hit_rate(context, models, 
     monkeypatch.chdir(tmp_path)
     workload = workloads.get("training")
     options = workload.Options(kind="training", steps=2, warm_up_steps=1, deadline_s=200)
-    engine = make(reward="my_reward.score", fixed=SMALL)
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "t1 t1 :"}\n' * 64)
+    engine = make(reward="my_reward.score", dataset="mine.jsonl", fixed=SMALL)
     job = TrialJob(number=0, configuration=configuration(), origin=Origin.SEARCH)
     at = context.model_copy(update={"cache": models})
     record = evaluate(job, engine, workload(options), at, lambda label, share: None)

@@ -80,6 +80,17 @@ def test_sizes_that_verl_insists_on_start_where_the_guides_do(context):
     )
 
 
+def test_what_lies_beside_the_study_is_found_from_a_trials_folder(context, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    for name in ("model/config.json", "train.parquet", "reward.py"):
+        (tmp_path / name).write_text("{}")
+    engine = make(model="model", dataset="train.parquet", reward="reward.py:score", fixed={})
+    asked = " ".join(engine.launch(configuration(), context).argv)
+    for name in ("model.path", "train_files", "val_files", "custom_reward_function.path"):
+        assert f"{name}={tmp_path}/" in asked.replace("'", "").replace('"', ""), name
+
+
 def test_a_users_model_data_and_reward(context):
     engine = make(model="/models/mine", dataset="/data/train.parquet", reward="/code/reward.py:score", processes=2, cpu=False)
     asked = given(engine.launch(configuration(), context))

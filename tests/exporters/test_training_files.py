@@ -71,6 +71,17 @@ def test_a_users_script_is_launched_by_accelerate():
     assert "accelerate launch --config_file accelerate.yaml '" in exporters.get("trl_yaml").render(mine)["train.sh"]
 
 
+def test_a_users_reward_is_found_by_the_exported_script(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    mine = winner("trl", options={"model": "/m", "dataset": "/d", "reward": "mine.score"}, interpreter=Path("/env x/bin/python"))
+    launch = exporters.get("trl_yaml").render(mine)["train.sh"]
+    (line,) = (line for line in launch.splitlines() if line.startswith("export PYTHONPATH="))
+    assert str(tmp_path) in line
+    assert "# Start it with: PATH='/env x/bin':\"$PATH\" sh train.sh" in launch
+    given = {"PYTHONPATH": "/elsewhere"}
+    assert "export PYTHONPATH=/elsewhere\n" in exporters.get("trl_yaml").render(mine.model_copy(update={"env": given}))["train.sh"]
+
+
 def test_verl_files_nest_the_dotted_names():
     files = exporters.get("verl_overrides").render(winner("verl", options=SMALL_VERL, values=VERL))
     content = yaml.safe_load(files["tuned.yaml"])
@@ -144,12 +155,19 @@ def test_hydra_and_verl_accept_the_file():
 
 @needs("trl")
 @pytest.mark.engine
-def test_the_exported_line_trains(tmp_path):
+@pytest.mark.parametrize("reward", ["own", "synthetic"])
+def test_the_exported_line_trains(tmp_path, monkeypatch, reward):
     python = str(VENVS / "trl/bin/python")
     _learner_model.make("synthetic:learner-tiny", "qwen3", tmp_path, python)
     model = _learner_model.folder("synthetic:learner-tiny", "qwen3", tmp_path)
     values = {"learning_rate": 3e-3, "max_completion_length": 12, "gradient_checkpointing": False}
-    won = winner("trl", model_path=str(model), values=values)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "my_reward.py").write_text("def score(completions, **_): return [float(len(one)) for one in completions]")
+    (tmp_path / "mine" / "prompts.jsonl").write_text('{"prompt": "t1 t1 :"}\n' * 64)
+    monkeypatch.chdir(tmp_path / "mine")
+    own = {"dataset": "prompts.jsonl", "reward": "my_reward.score"} if reward == "own" else {}
+    won = winner("trl", model_path=str(model), values=values, options=own)
+    assert "own parser read train.yaml" in exporters.get("trl_yaml").prove(exporters.get("trl_yaml").render(won), won)
     for name, text in exporters.get("trl_yaml").render(won).items():
         (tmp_path / name).write_text(text)
     path = f"{VENVS / 'trl/bin'}:/usr/bin:/bin"

@@ -196,6 +196,8 @@ def test_a_stall_is_unhealthy_and_a_deadline_incomplete(run):
 def test_a_broken_number_ends_the_run_even_while_warming_up(run):
     failed = failure(run, Played([[step(1, broken=("loss",)), step(2)]]), steps=10, warm_up_steps=5)
     assert failed.kind is FailureKind.INCOMPLETE and "loss is not finite at step 1" in failed.evidence[0]
+    lost = failure(run, Played([[step(1, broken=("reward",)), step(2)]]), steps=10, warm_up_steps=5)
+    assert failed.advice.startswith("Nothing:") and "what the reward function returned" in lost.advice
     fine = run(Played([[step(1, broken=("loss",)), step(2)]]), steps=2, warm_up_steps=0, stop_when={"nan": False})
     assert len(fine.rows) == 2
 

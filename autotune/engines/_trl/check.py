@@ -7,6 +7,7 @@ own script does, and a launch file as accelerate does. Runs in TRL's own environ
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -16,9 +17,12 @@ import pathlib
 import sys
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 ONLINE = ("grpo", "rloo")
+REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward", "get_soft_overlong_punishment")
+"""What TRL's own scripts take by name (trl/scripts/grpo.py)."""
 
 
 def classes(algorithm: str) -> tuple[type, ...]:
@@ -26,7 +30,7 @@ def classes(algorithm: str) -> tuple[type, ...]:
 
     script = importlib.import_module(f"trl.scripts.{algorithm}")
     arguments = getattr(script, f"{algorithm.upper()}ScriptArguments", trl.ScriptArguments)
-    return getattr(trl, f"{algorithm.upper()}Config"), trl.ModelConfig, arguments
+    return getattr(trl, f"{algorithm.upper()}Config"), trl.ModelConfig, arguments, trl.DatasetMixtureConfig
 
 
 def kind(annotation: Any) -> str:
@@ -48,8 +52,14 @@ def default(field: dataclasses.Field[Any]) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it; enums by their value."""
-    return json.loads(json.dumps(value, default=lambda other: getattr(other, "value", str(other))))
+    """A value as JSON can hold it; enums by their value, parts of a config by what is set of them."""
+
+    def inner(other: Any) -> Any:
+        if dataclasses.is_dataclass(other) and not isinstance(other, type):
+            return {name: part for name, part in dataclasses.asdict(other).items() if part is not None}
+        return getattr(other, "value", str(other))
+
+    return json.loads(json.dumps(value, default=inner))
 
 
 def flags(algorithm: str) -> dict[str, Any]:
@@ -76,10 +86,49 @@ def check(algorithm: str, arguments: dict[str, Any], processes: int) -> dict[str
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             return {"refused": f"TRL has no parameter {name!r}." + (f" Did you mean {close[0]!r}?" if close else "")}
+    wrong = list(text_faults(arguments, known))
+    wrong += [problem for name in arguments.get("reward_funcs") or () if (problem := reward_fault(str(name))) is not None]
+    if wrong:
+        return {"refused": wrong[0]}
     try:
         return {"resolved": resolved(algorithm, arguments, known, processes)}
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         return {"refused": str(error)}
+
+
+def text_faults(arguments: dict[str, Any], known: dict[str, type]) -> Iterator[str]:
+    """Texts where a number belongs: TRL's parser reads those that look like one, and its classes take any."""
+    for name, value in arguments.items():
+        word = kind(typing.get_type_hints(known[name])[name]) if isinstance(value, str) else ""
+        convert = {"int": int, "float": float}.get(word)
+        if convert is not None and not readable(value, convert):
+            yield f"{name} must be a number, not {value!r}."
+
+
+def readable(text: str, convert: type) -> bool:
+    try:
+        convert(text)
+    except ValueError:
+        return False
+    return True
+
+
+def reward_fault(name: str) -> str | None:
+    """Why TRL's script could not load a reward function of that name; what its module prints stays out of the answer."""
+    path, _, function = name.rpartition(".")
+    if not path:
+        own = f"{name!r} is no reward of TRL's, which are {', '.join(REWARDS)}; a reward of your own is named module.function."
+        return None if name in REWARDS else own
+    if not all(part.isidentifier() for part in name.split(".")):
+        return f"The reward {name!r} is not of the form module.function."
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            module = importlib.import_module(path)
+    except Exception as error:
+        return f"The module of the reward {name!r} cannot be imported: {type(error).__name__}: {error}."
+    close = difflib.get_close_matches(function, vars(module), n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return None if callable(getattr(module, function, None)) else f"The module {path!r} has no function {function!r}.{hint}"
 
 
 def resolved(algorithm: str, arguments: dict[str, Any], known: dict[str, type], processes: int) -> dict[str, Any]:
@@ -87,7 +136,7 @@ def resolved(algorithm: str, arguments: dict[str, Any], known: dict[str, type], 
     result: dict[str, Any] = {}
     for holder in dict.fromkeys(known.values()):
         own = {name: value for name, value in arguments.items() if known.get(name) is holder}
-        if holder.__name__.endswith("Config") and holder.__name__ != "ModelConfig":
+        if holder.__name__ == f"{algorithm.upper()}Config":
             # The arithmetic of batches reads the number of processes; the checks do not need the GPUs to be there.
             holder = type(holder.__name__, (holder,), {"world_size": property(lambda _: processes)})
             own = {**own, "output_dir": "unused", "use_cpu": True, "bf16": False, "fp16": False}

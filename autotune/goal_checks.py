@@ -1,0 +1,74 @@
+"""Whether the engines report what a study's goals are about: some numbers exist under some settings only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from autotune.engines.base import Engine
+from autotune.errors import Mistake
+from autotune.search import grid
+from autotune.source import Source
+from autotune.space import Space
+from autotune.study import Study
+from autotune.trial import Configuration, Value
+
+_DRAWS = 100
+"""Enough that a setting which a fiftieth of the space has is seen in six of seven checks."""
+
+
+def mistakes(
+    study: Study,
+    text: Source,
+    space: Space,
+    engines: Mapping[str, Engine],
+    resolved: Mapping[str, Mapping[str, Value]],
+    named: Sequence[Configuration],
+) -> Iterator[Mistake]:
+    """Goals that no configuration could be scored by. `named` are the default ones and the study's own."""
+    tried = [*named, *_drawn(study, space)]
+    silent = [_unreported(one, space, engines, resolved) for one in tried]
+    places = [(("objectives", index), goal.selector.metric) for index, goal in enumerate(study.objectives)]
+    places += [(("constraints", index), goal.selector.metric) for index, goal in enumerate(study.constraints)]
+    for place, metric in places:
+        if all(metric in one for one in silent):
+            yield text.mistake(place, f"No trial of this study would report {metric}: {silent[0][metric]}")
+
+
+def notes(
+    study: Study,
+    space: Space,
+    engines: Mapping[str, Engine],
+    resolved: Mapping[str, Mapping[str, Value]],
+    named: Sequence[Configuration],
+) -> Iterator[str]:
+    """Goals that some configurations could not be scored by, the default ones above all."""
+    first = [_unreported(one, space, engines, resolved) for one in named]
+    drawn = [_unreported(one, space, engines, resolved) for one in _drawn(study, space)]
+    goals = [objective.selector.metric for objective in study.objectives]
+    for metric in dict.fromkeys([*goals, *(constraint.selector.metric for constraint in study.constraints)]):
+        numbers = [number for number, one in enumerate(first) if metric in one]
+        if numbers:
+            trials = f"trial {numbers[0]}" if len(numbers) == 1 else f"trials {', '.join(map(str, numbers))}"
+            yield f"{metric} will be missing in {trials}, which cannot be scored then: {first[numbers[0]][metric]}{_loss(numbers)}"
+        elif lost := [one[metric] for one in drawn if metric in one]:
+            yield f"{metric} will be missing in about {len(lost) / len(drawn):.0%} of the search's trials: {lost[0]}"
+
+
+def _loss(numbers: Sequence[int]) -> str:
+    """What a study loses with its default."""
+    gain = " Trial 0 is the default: without its score no gain is told and no finalist is measured again beside it."
+    return gain if 0 in numbers else ""
+
+
+def _unreported(
+    one: Configuration, space: Space, engines: Mapping[str, Engine], resolved: Mapping[str, Mapping[str, Value]]
+) -> Mapping[str, str]:
+    values = {**resolved.get(one.engine, {}), **space.engines[one.engine].fixed, **one.values}
+    return engines[one.engine].unreported(values)
+
+
+def _drawn(study: Study, space: Space) -> list[Configuration]:
+    random = np.random.default_rng(study.search.seed)
+    return [space.decode(grid.draw(space, random)) for _ in range(_DRAWS)]
