@@ -1,4 +1,4 @@
-"""Interpreters that import ahead for the processes that a launch spawns. Imports nothing of autotune but its neighbour.
+"""Interpreters that import ahead for the processes that a launch spawns. Imports nothing of autotune but its neighbours.
 
     python spawned.py SCRIPT -- LATE ... -- MODULE ...      (or `-m PACKAGE` in the place of SCRIPT)
 
@@ -19,7 +19,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import resource
 import signal
 import socket
@@ -34,10 +33,11 @@ from typing import Any
 
 # Beside this file, also where PYTHONSAFEPATH keeps a script's folder out of the path.
 sys.path.insert(0, str(Path(__file__).parent))
+import inherited
 import waiting
 
-# The name is free again for whoever else has a module of it.
-del sys.path[0], sys.modules["waiting"]
+# The names are free again for whoever else has modules of them.
+del sys.path[0], sys.modules["inherited"], sys.modules["waiting"]
 
 RESERVED = 256
 """Descriptors below this one are kept free for what a parent hands over."""
@@ -46,7 +46,6 @@ PATIENCE_S = 120.0
 SAME = {"CUDA_MODULE_LOADING"}
 """Whatever this says, and when it says nothing, CUDA 12.2 and later load kernels when they are first used, but for EAGER, which
 nobody sets on the way. PyTorch sets it when it initialises CUDA, and SGLang before it spawns."""
-LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 PASSED = 250
 """A socket hands over no more descriptors at once (SCM_MAX_FD is 253)."""
 
@@ -75,7 +74,9 @@ class Child:
             return f"{path} is to start it"
         if len(numbers) > PASSED:
             return "it hands over too many descriptors"
-        order = json.dumps({**state(), "argv": list(map(os.fsdecode, argv)), "numbers": numbers}).encode()
+        order = json.dumps(
+            {**inherited.state(), "ignored": sorted(ignored()), "argv": list(map(os.fsdecode, argv)), "numbers": numbers}
+        ).encode()
         self.orders.settimeout(PATIENCE_S)
         try:
             with self.orders, self.orders.makefile("rb") as answers:
@@ -141,21 +142,6 @@ class Brood:
     def end(self) -> None:
         while self.children:
             self.children.pop().end()
-
-
-def state() -> dict[str, Any]:
-    """What a spawned process has from its parent, beside descriptors."""
-    # Asked with os.umask, it would be another one for a moment, in which other threads may make files.
-    umask = re.search(r"^Umask:\s*(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return {
-        "env": dict(os.environ),
-        "cwd": str(Path.cwd()),
-        "umask": int(umask[1], 8) if umask else None,
-        "limits": {number: resource.getrlimit(number) for number in LIMITS},
-        "cpus": sorted(os.sched_getaffinity(0)),
-        "ignored": sorted(ignored()),
-        "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
-    }
 
 
 def ignored() -> set[int]:
@@ -236,12 +222,7 @@ def become(order: Mapping[str, Any], passed: Mapping[int, int], differing: Itera
             with contextlib.suppress(OSError):
                 os.close(number)
     waiting.take_environment(order["env"], differing)
-    os.chdir(order["cwd"])
-    if order["umask"] is not None:
-        os.umask(order["umask"])
-    for name, limits in order["limits"].items():
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(int(name), tuple(limits))
+    inherited.take_surroundings(order)
     # A thread that began while its parent gave them normal priority may have been passed over.
     waiting.take_cores(os.getpid(), order["cpus"], idle=True)
     signal.pthread_sigmask(signal.SIG_SETMASK, order["blocked"])

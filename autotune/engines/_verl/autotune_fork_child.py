@@ -1,17 +1,23 @@
-"""What a forked worker takes over from the process that Ray has started for it. Imports nothing of autotune."""
+"""What a forked worker takes over from the process that Ray has started for it. Imports nothing but a neighbour of `_ahead`."""
 
+# mypy: disable-error-code="import-not-found"
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import resource
 import signal
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "_ahead"))
+import inherited
+
+# The name is free again for whoever else has a module of it.
+del sys.path[0], sys.modules["inherited"]
 
 
 @dataclass
@@ -30,11 +36,7 @@ def become(order: Mapping[str, Any]) -> None:
         os.close(stream)
     if order["leads_group"]:
         os.setpgid(0, 0)
-    os.chdir(order["cwd"])
-    os.umask(order["umask"])
-    for name, limits in order["limits"].items():
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(int(name), tuple(limits))
+    inherited.take_surroundings(order)
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, order["cpus"])
     with contextlib.suppress(OSError):

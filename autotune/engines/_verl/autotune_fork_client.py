@@ -5,9 +5,10 @@
 Waits up to SECONDS for the server to be there for it, for as long as its child runs once it has one, and ends as the child
 did; descriptors that the raylet watches its workers by stay open here that long. Signals that end a process are passed on;
 when this process is killed, the server ends the child. Without a server, or where it refuses, this process becomes
-`PYTHON SCRIPT ...`. Runs in verl's own environment and imports nothing of autotune.
+`PYTHON SCRIPT ...`. Runs in verl's own environment and imports nothing of autotune but its neighbour of `_ahead`.
 """
 
+# mypy: disable-error-code="import-not-found"
 from __future__ import annotations
 
 import contextlib
@@ -22,10 +23,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+sys.path.insert(0, __file__.rsplit("/", 2)[0] + "/_ahead")
+import inherited
+
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-LIMITS = tuple(getattr(resource, f"RLIMIT_{name}") for name in ("NOFILE", "CORE", "MEMLOCK", "NPROC", "STACK", "AS"))
-
-
 GRACE_S = 5.0
 """How long a child may take to end in order after its raylet has ended."""
 UNKNOWN = 1 << 8
@@ -61,22 +62,14 @@ def ask(connection: socket.socket, argv: Sequence[str]) -> int | None:
 
 def order(argv: Sequence[str]) -> dict[str, Any]:
     """What this process is, for the child to be."""
-    umask = os.umask(0)
-    os.umask(umask)
     with open("/proc/self/oom_score_adj") as stream:  # noqa: PTH123
         oom_score = stream.read().strip()
     return {
+        **inherited.state(),
         "argv": list(argv),
-        "env": dict(os.environ),
-        "cwd": os.getcwd(),  # noqa: PTH109
-        "umask": umask,
-        "limits": {number: resource.getrlimit(number) for number in LIMITS},
-        "cpus": sorted(os.sched_getaffinity(0)),
         "priority": os.getpriority(os.PRIO_PROCESS, 0),
         "oom_score": oom_score,
         "leads_group": os.getpgrp() == os.getpid(),
-        "blocked": sorted(int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])),
-        "ignored": [int(number) for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN],
     }
 
 
