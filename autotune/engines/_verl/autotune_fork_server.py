@@ -14,7 +14,7 @@ worker that is to have another value of one of those, or of a variable that is n
 starts with imports of its own. So does every one when CUDA was initialised here, or a thread runs here that a child would
 miss. Whatever goes wrong, a worker starts plainly, and the trial goes on.
 
-Runs in verl's own environment and imports nothing of autotune but its neighbour of `_ahead`, which knows no more than this.
+Runs in verl's own environment and imports nothing of autotune but its neighbours of `_ahead`, which know no more than this.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -42,11 +42,12 @@ from typing import Any
 import autotune_fork_child
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "_ahead"))
+import untouched
 import waiting
 
 sys.path.pop(0)
-# The name is free again for whoever else has a module of it.
-del sys.modules["waiting"]
+# The names are free again for whoever else has modules of them.
+del sys.modules["untouched"], sys.modules["waiting"]
 
 PR_SET_PDEATHSIG = 1
 LATE = ("RAY_", "NCCL_", "VLLM_", "HCCL_", "HSA_", "VERL_", "WG_", "TRANSFER_QUEUE_")
@@ -118,12 +119,12 @@ def import_all(modules: Iterable[str]) -> None:
     restore: Callable[[], None] | None = None
     try:
         for module in modules:
-            restore = restore or keep_out_of_cuda()
+            restore = restore or untouched.keep_out_of_cuda()
             # What cannot be imported here is for the process that needs it to complain about.
             try:
                 with contextlib.suppress(Exception):
                     importlib.import_module(module)
-            except LeftToWorkersError:
+            except untouched.WouldInitialiseError:
                 print(f"Each worker imports {module} itself, which initialises CUDA.", file=sys.stderr, flush=True)
             name_actors_without_ray()
             if not CULPRITS and waiting.cuda_touched():
@@ -135,52 +136,6 @@ def import_all(modules: Iterable[str]) -> None:
         waiting.Noting.names.discard("PYTORCH_NVML_BASED_CUDA_CHECK")
         if added:
             del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
-
-
-class LeftToWorkersError(BaseException):
-    """An import would initialise CUDA. No Exception, so that a module which goes on without what it cannot import does not."""
-
-
-def keep_out_of_cuda() -> Callable[[], None] | None:
-    """Have PyTorch ask NVML what a GPU can, as verl's kernels do while they are imported, and give up an import that asks for
-    more: what it needed is there, and each worker imports the rest itself. Returns what undoes it; None before PyTorch is
-    there, and where it sees no GPU."""
-    cuda: Any = sys.modules.get("torch.cuda")
-    if cuda is None or not cuda.is_available():
-        return None
-    plain = {name: getattr(cuda, name) for name in ("get_device_capability", "_lazy_init")}
-
-    def capability(device: Any = None) -> tuple[int, int]:
-        found = nvml_capability(device) if device is None or isinstance(device, int) else None
-        return found or plain["get_device_capability"](device)
-
-    def give_up() -> None:
-        raise LeftToWorkersError
-
-    def restore() -> None:
-        for name, own in plain.items():
-            setattr(cuda, name, own)
-
-    cuda.get_device_capability, cuda._lazy_init = capability, give_up
-    return restore
-
-
-def nvml_capability(device: int | None) -> tuple[int, int] | None:
-    """The compute capability of a visible GPU by NVML; None when it does not tell."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
-    try:
-        name = visible.split(",")[device or 0].strip() if visible is not None else str(device or 0)
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        nvml.nvmlInit_v2()
-        if name.isdigit():
-            failed = nvml.nvmlDeviceGetHandleByIndex_v2(int(name), ctypes.byref(handle))
-        else:
-            failed = nvml.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(handle))
-        failed = failed or nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
-    except (OSError, AttributeError, IndexError):
-        return None
-    return None if failed else (major.value, minor.value)
 
 
 class Drawn:

@@ -1,0 +1,77 @@
+"""What a check says of a study that is not wrong: slips that are allowed, and what will be done about what it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autotune import goal_checks
+from autotune.metrics import lookup
+from autotune.plan import Plan
+from autotune.quality import Watched
+from autotune.space import StudyRule
+from autotune.trial import Configuration
+
+
+def on(plan: Plan, at_once: int) -> Iterator[str]:
+    """Sentences on a plan that will run; `at_once` trials of it side by side."""
+    yield from _backwards(plan)
+    yield from _fewer_at_once(plan, at_once)
+    yield from goal_checks.notes(plan.study, plan.space, plan.engines, plan.resolved, (*plan.defaults(), *plan.first))
+    for kind, space in plan.space.engines.items():
+        watched = plan.guard.engines[kind]
+        if watched.lossy:
+            yield f"{kind}: {', '.join(watched.lossy)} can change the model's answers; {_checked(plan, watched)}"
+        yield from _rules(plan, kind)
+        roles = {name: parameter.role for name, parameter in space.sampled()}
+        yield from (f"{kind}: {caution}" for caution in plan.workload.cautions(roles))
+        resolved = plan.resolved.get(kind)
+        if resolved and plan.space.encode(Configuration(engine=kind), resolved) is None:
+            yield f"{kind}: the default lies outside the search space; it is the baseline and is not shown to the sampler."
+    if (named := len(plan.engines) + len(plan.first)) > plan.study.budget.trials:
+        budget = plan.study.budget.trials
+        yield f"{named} trials are named, the defaults among them, and {budget} are the budget: the last are left out."
+    if plan.study.budget.trials < 2 * len(plan.study.objectives) + 3:
+        goals = len(plan.study.objectives)
+        yield f"{plan.study.budget.trials} trials are few for {goals} objectives; expect little beyond the default."
+
+
+def _backwards(plan: Plan) -> Iterator[str]:
+    """Goals that ask for the worse end of their metric: allowed, and more often a slip."""
+    asked = [(objective.name, objective.selector, objective.direction) for objective in plan.study.objectives]
+    bounds = [(one.name, one.selector, "minimize" if one.op == "<=" else "maximize") for one in plan.study.constraints]
+    for name, selector, direction in [*asked, *bounds]:
+        better = lookup(selector.metric).direction
+        if better not in ("none", direction):
+            end = "higher" if better == "maximize" else "lower"
+            yield f"{name}: {end} is better for this metric, and the study asks for the opposite."
+
+
+def _rules(plan: Plan, kind: str) -> Iterator[str]:
+    """Rules of the study that do not do what they seem to."""
+    space, resolved = plan.space.engines[kind], plan.resolved.get(kind)
+    telling = list(space.telling())
+    for rule in (rule for rule in space.forbid if isinstance(rule, StudyRule) and resolved):
+        if rule not in telling:
+            yield f"{kind}: the rule {rule.rule!r} reads nothing that this study tunes, so it forbids nothing."
+        elif rule.expression.holds({**(resolved or {}), **space.fixed}):
+            yield f"{kind}: the rule {rule.rule!r} holds of the default, measured all the same as the baseline; it cannot win."
+
+
+def _fewer_at_once(plan: Plan, found: int) -> Iterator[str]:
+    """That more trials at once are asked for than will run."""
+    asked = plan.study.executor.parallel
+    if not isinstance(asked, int) or asked <= found:
+        return
+    if plan.executor == "inline":
+        why = "the executor 'inline' runs trials one after the other; 'kind: local' runs them side by side."
+        yield f"executor.parallel: {asked} has no effect: {why}"
+    else:
+        yield f"executor.parallel: {asked} is more than this machine's GPUs have room for, so trials run {found} at a time."
+
+
+def _checked(plan: Plan, watched: Watched) -> str:
+    """What will be done about that."""
+    if watched.unchecked is not None:
+        return f"that will not be checked, because {watched.unchecked}. Check a winner's quality before you deploy it."
+    limit, asked = plan.study.quality.max_drift_nats, len(plan.workload.prompts)
+    return f"finalists must answer {asked} fixed prompts within {limit:g} nats a token of the default's log-probabilities."
