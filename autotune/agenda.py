@@ -61,14 +61,21 @@ class Agenda:
         return None if job is None else self._begun(job)
 
     def plan_finals(self) -> int:
-        """Plan the finalists' rounds, or take up those that an earlier run planned; returns how many trials are left of them."""
+        """Plan the finalists' rounds, or take up those that an earlier run planned and what this one asks for beyond them;
+        returns how many trials are left of them."""
         searched = self._searched()
         for note in self.ledger.notes:
             if note.kind == "finalists" and note.payload["searched"] == searched:
                 self.finals = [TrialJob.model_validate(job) for job in note.payload["jobs"]]
-        if not self.finals:
+        spec, number = self.plan.study.finalists, self.driver.next_number
+        planned = bool(self.finals)
+        if planned:
+            added = finalists.further(self.finals, spec, number, self.seed)
+        else:
             analysis = StudyResults(self.plan.study, tuple(self.ledger.records.values()), notes=tuple(self.ledger.notes))
-            self.finals = finalists.plan(analysis, self.plan.study.finalists, self.driver.next_number, self.seed)
+            added = finalists.plan(analysis, spec, number, self.seed)
+        if added or not planned:
+            self.finals += added
             jobs = [job.model_dump(mode="json") for job in self.finals]
             self.ledger.note("finalists", {"searched": searched, "jobs": jobs})
         return len(finalists.remaining(self.finals, self.ledger.records))

@@ -18,7 +18,7 @@ from autotune.estimates import pooled
 from autotune.score import Objective
 from autotune.stats import t_quantile, t_tail
 from autotune.study import Finalists
-from autotune.trial import Frozen, Origin, TrialJob, TrialRecord
+from autotune.trial import Configuration, Frozen, Origin, TrialJob, TrialRecord
 
 Answer = Literal["better", "worse", "not distinguishable"]
 LEVEL = 0.05
@@ -55,10 +55,23 @@ def plan(analysis: Analysis, spec: Finalists, first_number: int, seed: int) -> l
         return []
     entrants = [(Origin.BASELINE, default.records[0].configuration)]
     entrants += [(Origin.FINALIST, one.records[0].configuration) for one in chosen]
+    return _rounds(entrants, range(spec.repeats), first_number, seed)
+
+
+def further(jobs: Sequence[TrialJob], spec: Finalists, first_number: int, seed: int) -> list[TrialJob]:
+    """The rounds that are lacking where a study asks for more repeats than were planned before: the same entrants again."""
+    entrants = list({job.configuration.digest: (job.origin, job.configuration) for job in jobs}.values())
+    if not entrants:
+        return []
+    begun = len(jobs) // len(entrants)
+    return _rounds(entrants, range(begun, spec.repeats), max(first_number, *(job.number + 1 for job in jobs)), seed)
+
+
+def _rounds(entrants: Sequence[tuple[Origin, Configuration]], turns: Sequence[int], first_number: int, seed: int) -> list[TrialJob]:
     jobs: list[TrialJob] = []
-    for turn in range(spec.repeats):
+    for turn in turns:
         start = turn % len(entrants)
-        for origin, configuration in entrants[start:] + entrants[:start]:
+        for origin, configuration in [*entrants[start:], *entrants[:start]]:
             number = first_number + len(jobs)
             jobs.append(TrialJob(number=number, configuration=configuration, origin=origin, seed=seed + 1 + turn))
     return jobs

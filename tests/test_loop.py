@@ -12,7 +12,7 @@ from autotune.ledger import read
 from autotune.live import Silent
 from autotune.loop import Loop
 from autotune.preview import preview
-from autotune.trial import Configuration, Failed, FailureKind, Phase, TrialJob
+from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, TrialJob
 from autotune.workloads.recorded import RecordedWorkload
 
 STUDY = """\
@@ -78,6 +78,21 @@ def test_the_rounds_of_the_finalists_are_expected_from_the_start(tmp_path):
     again = Expecting()
     run.run(plan, reporter=again)
     assert again.told == [(14, 0, 4, 1)] and again.came == 0
+
+
+def test_more_repeats_asked_for_later_add_rounds_of_the_same_entrants_with_arrivals_of_their_own(tmp_path):
+    path = tmp_path / "study.yaml"
+    text = STUDY.replace("{count: 0}", "{count: 1, repeats: 2}")
+    for repeats in (2, 4, 3):
+        path.write_text(text.replace("repeats: 2", f"repeats: {repeats}"))
+        found = run.run(plans.confirm(plans.read(path, tmp_path / "store")), reporter=Silent()).results
+        again = [one for one in found.records if one.origin in (Origin.BASELINE, Origin.FINALIST)]
+        rounds = max(repeats, 4) if repeats != 2 else 2
+        assert len(again) == 2 * rounds and len({one.number for one in found.records}) == len(found.records)
+        of_each = {one.configuration.digest: [] for one in again}
+        for one in again:
+            of_each[one.configuration.digest].append(one.seed)
+        assert all(sorted(seeds) == list(range(1, rounds + 1)) for seeds in of_each.values()) and len(of_each) == 2
 
 
 def test_with_nothing_left_to_run_on_the_study_stops_and_does_not_count_as_over(plan, monkeypatch):
