@@ -89,10 +89,9 @@ def test_more_repeats_asked_for_later_add_rounds_of_the_same_entrants_with_arriv
         again = [one for one in found.records if one.origin in (Origin.BASELINE, Origin.FINALIST)]
         rounds = max(repeats, 4) if repeats != 2 else 2
         assert len(again) == 2 * rounds and len({one.number for one in found.records}) == len(found.records)
-        of_each = {one.configuration.digest: [] for one in again}
-        for one in again:
-            of_each[one.configuration.digest].append(one.seed)
-        assert all(sorted(seeds) == list(range(1, rounds + 1)) for seeds in of_each.values()) and len(of_each) == 2
+        planned = [note.payload["jobs"] for note in found.notes if note.kind == "finalists"][-1]
+        assert [job["number"] for job in planned] == [one.number for one in again]
+        assert sorted(job["seed"] for job in planned) == sorted([*range(1, rounds + 1), *range(1, rounds + 1)])
 
 
 def test_with_nothing_left_to_run_on_the_study_stops_and_does_not_count_as_over(plan, monkeypatch):
