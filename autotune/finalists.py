@@ -8,13 +8,14 @@ drift favours nobody. The gain that is reported is the finalists' own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from autotune import pareto
 from autotune.analysis import Analysis, Candidate
 from autotune.errors import NothingMeasured
 from autotune.estimates import pooled
+from autotune.history import Note
 from autotune.score import Objective
 from autotune.stats import t_quantile, t_tail
 from autotune.study import Finalists
@@ -30,7 +31,8 @@ LEAST_P = 1e-6
 class Verdict(Frozen):
     """A finalist against the default in one objective.
 
-    `ratio` is finalist over default; `low` and `high` bound its 95 % interval. `p` is corrected for the number of verdicts.
+    `ratio` is finalist over default; `low` and `high` bound its 95 % interval. `p` is corrected for how many verdicts and looks
+    there are.
     """
 
     trial: int
@@ -126,18 +128,26 @@ def _with_fallbacks(analysis: Analysis, found: list[Candidate], count: int) -> l
     return [*kept, *(added if len(added) <= room else [*added[: room - 1], added[-1]])]
 
 
-def verdicts(analysis: Analysis, jobs: Sequence[TrialJob]) -> list[Verdict]:
+def planned(notes: Iterable[Note]) -> tuple[list[TrialJob], int]:
+    """The rounds as the ledger last notes them, and how many plans of them there were: 2 where rounds were added later."""
+    plans = [note.payload for note in notes if note.kind == "finalists"]
+    jobs = [TrialJob.model_validate(job) for job in plans[-1]["jobs"]] if plans else []
+    return jobs, sum(one["searched"] == plans[-1]["searched"] for one in plans)
+
+
+def verdicts(analysis: Analysis, jobs: Sequence[TrialJob], looks: int = 1) -> list[Verdict]:
     """What the finished rounds say of the finalists that held; empty until two rounds measured both the default and one.
 
     The test is Student's t on the difference of means of logarithms with the variance pooled over all entrants (one-way
-    analysis of variance), corrected by Holm's method (1979) for the number of verdicts.
+    analysis of variance), corrected by Holm's method (1979) for the number of verdicts, and by Bonferroni's for the `looks`: who
+    adds rounds because a verdict was none has another chance of a wrong one.
     """
     found: list[Verdict] = []
     by_number = {record.number: record for record in analysis.records}
     records = [by_number[job.number] for job in jobs if job.number in by_number]
     for objective in analysis.study.objectives:
         found += _compared(analysis, objective, records)
-    return _corrected(found)
+    return _corrected(found, looks)
 
 
 def _compared(analysis: Analysis, objective: Objective, records: Sequence[TrialRecord]) -> list[Verdict]:
@@ -168,12 +178,12 @@ def _compared(analysis: Analysis, objective: Objective, records: Sequence[TrialR
     return result
 
 
-def _corrected(found: Sequence[Verdict]) -> list[Verdict]:
-    """Holm's step-down correction; what does not pass it is not distinguishable."""
+def _corrected(found: Sequence[Verdict], looks: int) -> list[Verdict]:
+    """Holm's step-down correction, at each look anew; what does not pass it is not distinguishable."""
     order = sorted(range(len(found)), key=lambda index: found[index].p)
     worst, corrected = 0.0, dict[int, float]()
     for rank, index in enumerate(order):
-        worst = max(worst, min(1.0, (len(found) - rank) * found[index].p))
+        worst = max(worst, min(1.0, looks * (len(found) - rank) * found[index].p))
         corrected[index] = worst
     answers = [verdict.answer if corrected[index] < LEVEL else "not distinguishable" for index, verdict in enumerate(found)]
     return [verdict.model_copy(update={"p": corrected[index], "answer": answers[index]}) for index, verdict in enumerate(found)]

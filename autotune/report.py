@@ -19,7 +19,6 @@ from autotune.errors import AutotuneError
 from autotune.results import StudyResults
 from autotune.secrets import redact
 from autotune.tables import Rows
-from autotune.trial import TrialJob
 
 SMALL_STUDY = 30
 """Below this many measured configurations, parameter effects are a hint (they are with more, but less so)."""
@@ -93,10 +92,8 @@ def _introduction(found: StudyResults) -> list[str]:
 
 def _verdicts(found: StudyResults) -> list[str]:
     """The winner, and what the finalists' rounds said, as the last plan of them is noted in the ledger."""
-    planned = [note.payload["jobs"] for note in found.notes if note.kind == "finalists"]
-    jobs = [TrialJob.model_validate(job) for job in planned[-1]] if planned else []
     won = finalists.on_winner(found)
-    return [*([won] if won else []), *(str(verdict) for verdict in finalists.verdicts(found, jobs))]
+    return [*([won] if won else []), *(str(verdict) for verdict in finalists.verdicts(found, *finalists.planned(found.notes)))]
 
 
 def _cuts(found: StudyResults) -> Rows:

@@ -11,7 +11,7 @@ from autotune.agenda import Agenda
 from autotune.errors import AutotuneError, Interrupted, NothingMeasured
 from autotune.executors.base import Site
 from autotune.export import Written
-from autotune.finalists import Verdict, verdicts
+from autotune.finalists import Verdict, planned, verdicts
 from autotune.interrupts import Interrupts
 from autotune.ledger import Ledger
 from autotune.live import Reporter
@@ -100,4 +100,4 @@ def _finished(plan: Plan, agenda: Agenda, tracker: tracking.Tracker | None) -> F
         tracker.close()
         said.append(behind or tracking.shown(plan.store, plan.study.tracking))
     reason = agenda.stopped or "The study is over."
-    return Finished(found, reason, tuple(verdicts(found, agenda.finals)), tuple(written), tuple(said))
+    return Finished(found, reason, tuple(verdicts(found, *planned(found.notes))), tuple(written), tuple(said))

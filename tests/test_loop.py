@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from autotune import finalists, run
 from autotune import plan as plans
-from autotune import run
 from autotune.errors import MachineUnusable
 from autotune.executors.inline import InlineExecutor
 from autotune.ledger import read
@@ -89,9 +89,12 @@ def test_more_repeats_asked_for_later_add_rounds_of_the_same_entrants_with_arriv
         again = [one for one in found.records if one.origin in (Origin.BASELINE, Origin.FINALIST)]
         rounds = max(repeats, 4) if repeats != 2 else 2
         assert len(again) == 2 * rounds and len({one.number for one in found.records}) == len(found.records)
-        planned = [note.payload["jobs"] for note in found.notes if note.kind == "finalists"][-1]
-        assert [job["number"] for job in planned] == [one.number for one in again]
-        assert sorted(job["seed"] for job in planned) == sorted([*range(1, rounds + 1), *range(1, rounds + 1)])
+        jobs, looks = finalists.planned(found.notes)
+        assert [job.number for job in jobs] == [one.number for one in again]
+        assert sorted(job.seed for job in jobs) == sorted([*range(1, rounds + 1), *range(1, rounds + 1)])
+        assert looks == (1 if repeats == 2 else 2), "a lower number asks for nothing more"
+        (once,), (again,) = (finalists.verdicts(found, jobs, count) for count in (1, 2))
+        assert again.p == min(1.0, 2 * once.p)
 
 
 def test_with_nothing_left_to_run_on_the_study_stops_and_does_not_count_as_over(plan, monkeypatch):
