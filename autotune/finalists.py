@@ -130,7 +130,7 @@ def _with_fallbacks(analysis: Analysis, found: list[Candidate], count: int) -> l
 
 def planned(notes: Iterable[Note]) -> tuple[list[TrialJob], int]:
     """The rounds as the ledger last notes them, and how many plans of them there were: 2 where rounds were added later."""
-    plans = [note.payload for note in notes if note.kind == "finalists"]
+    plans = [note.payload for note in notes if note.kind == "finalists" and note.payload["jobs"]]
     jobs = [TrialJob.model_validate(job) for job in plans[-1]["jobs"]] if plans else []
     return jobs, sum(one["searched"] == plans[-1]["searched"] for one in plans)
 
