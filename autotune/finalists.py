@@ -80,7 +80,8 @@ def _rounds(entrants: Sequence[tuple[Origin, Configuration]], turns: Sequence[in
 
 
 def choose(analysis: Analysis, count: int) -> list[Candidate]:
-    """The best of each objective and the knee first, then the front's other members, as many as asked; never the default.
+    """The knee first, which would be exported, then the best of each objective and the front's other members, as many as asked;
+    never the default.
 
     A default that is alone on the front may owe it to a lucky run, as any winner may: then the next best of each objective
     challenge it. Where all of them could fail the quality check, `_with_fallbacks` adds what would win then.
@@ -88,7 +89,7 @@ def choose(analysis: Analysis, count: int) -> list[Candidate]:
     members = [analysis.feasible[index].trial for index in analysis.noisy_front.members]
     if not members or not count:
         return []
-    wanted = [analysis.best(name) for name in analysis.objective_names] + [analysis.knee(), *members]
+    wanted = [analysis.knee(), *(analysis.best(name) for name in analysis.objective_names), *members]
     front = [analysis.candidate(trial) for trial in dict.fromkeys(wanted)]
     others = _but_default(analysis, front)
     found = (others or list({one.trial: one for one in _next_best(analysis)}.values()))[:count]

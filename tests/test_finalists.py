@@ -88,6 +88,16 @@ def test_the_default_takes_no_finalists_place(small_study, make_record):
     assert choose(searched(small_study, make_record, (0, 100.0)), 3) == []
 
 
+def test_what_would_be_exported_takes_the_only_place(small_study, make_record):
+    """A study on an H200 spent its one finalist on a lucky best of a noisy objective, and none on the knee."""
+    values = ((Origin.DEFAULT, 100.0, 80.0), (Origin.SEARCH, 104.0, 78.0), (Origin.SEARCH, 98.0, 20.0), (Origin.SEARCH, 40.0, 16.0))
+    runs = [run(make_record(at), at, origin, tokens, memory=gib) for at, (origin, tokens, gib) in enumerate(values)]
+    analysis = results.StudyResults(small_study, tuple(runs))
+    assert analysis.knee() == 2 != analysis.best("output_tokens_per_s")
+    assert [one.trial for one in choose(analysis, 1)] == [2]
+    assert [one.trial for one in choose(analysis, 2)] == [2, 1]
+
+
 @pytest.fixture
 def won(small_study, make_record):
     """What is exported of a search of 100 (the default), 160 and 150 tokens/s, after the rounds measured the 160 again."""
