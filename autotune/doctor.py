@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import platform
@@ -57,7 +58,7 @@ def _gpus() -> Iterator[Finding]:
 
 def _engines() -> Iterator[Finding]:
     for kind in engines.kinds():
-        for python, cpu in itertools.product(_interpreters(kind), (False, True)):
+        for cpu, python in itertools.product((False, True) if _can_go_without_gpu(kind) else (False,), _interpreters(kind)):
             answer = _engine(kind, python, cpu)
             if answer.usable:
                 break
@@ -70,17 +71,23 @@ def _interpreters(kind: str) -> list[Path | None]:
     return [None, own] if own.exists() else [None]
 
 
+def _can_go_without_gpu(kind: str) -> bool:
+    """Whether a study has to say that there is no GPU, as of a training engine; serving engines see for themselves."""
+    with contextlib.suppress(AutotuneError):
+        return "cpu" in engines.get(kind).Options.model_fields
+    return False
+
+
 def _engine(kind: str, python: Path | None, cpu: bool) -> Finding:
-    """`cpu` asks a training engine for what it can do without a GPU; serving engines see for themselves."""
     try:
         found = engines.get(kind)
-        named = {"python": python, "cpu": True} if cpu and "cpu" in found.Options.model_fields else {"python": python}
+        named = {"python": python, "cpu": True} if cpu else {"python": python}
         engine = found(found.Options.model_construct(kind=kind, model="", fixed={}, env={}, **named))
         identity = engine.identity()
     except AutotuneError as error:
         return Finding("engine", kind, False, "is not usable here.", str(error))
     detail = f"{identity.version} on {identity.device} ({identity.python})"
-    said = [f"engine.python: {python}"] * (python is not None) + ["engine.cpu: true"] * ("cpu" in named)
+    said = [f"engine.python: {python}"] * (python is not None) + ["engine.cpu: true"] * cpu
     detail += f", with {' and '.join(said)}" if said else ""
     remarks = engine.remarks()
     return Finding("engine", kind, True, f"{detail}. {remarks}" if remarks else detail)

@@ -27,7 +27,7 @@ def mistakes(
     named: Sequence[Configuration],
 ) -> Iterator[Mistake]:
     """Goals that no configuration could be scored by. `named` are the default ones and the study's own."""
-    tried = [*named, *_drawn(study, space)]
+    tried = [*named, *_drawn(study, space, resolved)]
     silent = [_unreported(one, space, engines, resolved) for one in tried]
     places = [(("objectives", index), goal.selector.metric) for index, goal in enumerate(study.objectives)]
     places += [(("constraints", index), goal.selector.metric) for index, goal in enumerate(study.constraints)]
@@ -43,17 +43,22 @@ def notes(
     resolved: Mapping[str, Mapping[str, Value]],
     named: Sequence[Configuration],
 ) -> Iterator[str]:
-    """Goals that some configurations could not be scored by, the default ones above all."""
+    """Goals that some configurations could not be scored by, the default ones above all; those lead in `named`."""
     first = [_unreported(one, space, engines, resolved) for one in named]
-    drawn = [_unreported(one, space, engines, resolved) for one in _drawn(study, space)]
+    drawn = [_unreported(one, space, engines, resolved) for one in _drawn(study, space, resolved)]
     goals = [objective.selector.metric for objective in study.objectives]
     for metric in dict.fromkeys([*goals, *(constraint.selector.metric for constraint in study.constraints)]):
         numbers = [number for number, one in enumerate(first) if metric in one]
         if numbers:
-            trials = f"trial {numbers[0]}" if len(numbers) == 1 else f"trials {', '.join(map(str, numbers))}"
-            yield f"{metric} will be missing in {trials}, which cannot be scored then: {first[numbers[0]][metric]}{_loss(numbers)}"
+            where = " and ".join(_called(number, len(engines)) for number in numbers)
+            yield f"{metric} will be missing in {where}, which cannot be scored then: {first[numbers[0]][metric]}{_loss(numbers)}"
         elif lost := [one[metric] for one in drawn if metric in one]:
             yield f"{metric} will be missing in about {len(lost) / len(drawn):.0%} of the search's trials: {lost[0]}"
+
+
+def _called(place: int, defaults: int) -> str:
+    """The study's own configurations have no numbers yet: what related studies offer comes before them."""
+    return f"trial {place}" if place < defaults else f"first_trials[{place - defaults}]"
 
 
 def _loss(numbers: Sequence[int]) -> str:
@@ -69,6 +74,8 @@ def _unreported(
     return engines[one.engine].unreported(values)
 
 
-def _drawn(study: Study, space: Space) -> list[Configuration]:
+def _drawn(study: Study, space: Space, resolved: Mapping[str, Mapping[str, Value]]) -> list[Configuration]:
+    """Random configurations that no rule forbids."""
     random = np.random.default_rng(study.search.seed)
-    return [space.decode(grid.draw(space, random)) for _ in range(_DRAWS)]
+    found = [space.decode(grid.draw(space, random)) for _ in range(_DRAWS)]
+    return [one for one in found if space.forbidden(one, resolved.get(one.engine)) is None]

@@ -49,11 +49,11 @@ def _backwards(plan: Plan) -> Iterator[str]:
 def _rules(plan: Plan, kind: str) -> Iterator[str]:
     """Rules of the study that do not do what they seem to."""
     space, resolved = plan.space.engines[kind], plan.resolved.get(kind)
-    telling = list(space.telling())
+    telling, broken = list(space.telling()), list(space.own_rules().broken(Configuration(engine=kind)))
     for rule in (rule for rule in space.forbid if isinstance(rule, StudyRule) and resolved):
         if rule not in telling:
             yield f"{kind}: the rule {rule.rule!r} reads nothing that this study tunes, so it forbids nothing."
-        elif rule.expression.holds({**(resolved or {}), **space.fixed}):
+        elif rule in broken:
             yield f"{kind}: the rule {rule.rule!r} holds of the default, measured all the same as the baseline; it cannot win."
 
 

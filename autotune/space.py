@@ -76,11 +76,19 @@ class OwnRules(Frozen):
 
     rules: tuple[StudyRule, ...] = ()
     known: Mapping[str, Value] = Field(default_factory=dict)
+    when: Mapping[str, str] = Field(default_factory=dict)
+    """The conditions under which the engine uses what is known of a parameter: elsewhere no rule holds of it."""
 
     def forbid(self, configuration: Configuration) -> StudyRule | None:
-        """The first rule that holds of what a configuration runs with; the default itself is no exception."""
-        values = {**self.known, **configuration.values}
-        return next((rule for rule in self.rules if rule.expression.holds(values)), None)
+        """The first rule that a configuration breaks; the default itself is no exception."""
+        return next(self.broken(configuration), None)
+
+    def broken(self, configuration: Configuration) -> Iterator[StudyRule]:
+        """The rules that hold of what a configuration runs with."""
+        given = {**self.known, **configuration.values}
+        unused = {name for name, condition in self.when.items() if not parse(condition).holds(given)} - configuration.values.keys()
+        values = {name: value for name, value in given.items() if name not in unused}
+        yield from (rule for rule in self.rules if rule.expression.holds(values))
 
 
 class SpaceFile(Frozen):
@@ -133,8 +141,17 @@ class EngineSpace(Frozen):
         """The study's own rules that a configuration can break, with what is known of the default."""
         rules = tuple(rule for rule in self.telling() if isinstance(rule, StudyRule))
         read = frozenset[str]().union(*(rule.expression.names for rule in rules))
+        when = {name: condition for name, condition in self._conditions() if name in read}
+        read = read.union(*(parse(condition).names for condition in when.values()))
         given = {**self.known, **self.fixed}
-        return OwnRules(rules=rules, known={name: given[name] for name in sorted(read) if name in given})
+        return OwnRules(rules=rules, known={name: given[name] for name in sorted(read) if name in given}, when=when)
+
+    def _conditions(self) -> Iterator[tuple[str, str]]:
+        """The condition of every engine parameter that has one."""
+        for name, parameter in self.parameters.items():
+            if parameter.when is not None:
+                members = parameter.members if isinstance(parameter, TupleParameter) else (name,)
+                yield from ((member, parameter.when) for member in members)
 
     def active(self, parameter: Parameter, values: Mapping[str, Value]) -> bool:
         """Whether a parameter's condition holds; an undecidable condition does not."""

@@ -282,6 +282,23 @@ def test_doctor_tells_what_a_training_engine_needs_to_be_told(monkeypatch):
     assert finding.usable and "with engine.cpu: true" in finding.detail
 
 
+def test_doctor_asks_an_engine_once_in_each_way_that_a_study_could_name_it(monkeypatch, tmp_path):
+    """To ask starts an interpreter, and a GPU is better than none wherever it is found."""
+    asked = []
+    for kind in ("trl", "sglang"):
+
+        def identity(self):
+            asked.append((self.options.kind, self.options.python is not None, getattr(self.options, "cpu", False)))
+            raise MissingPrerequisite("not here")
+
+        monkeypatch.setattr(engines.get(kind), "identity", identity)
+    monkeypatch.setattr(engines, "kinds", lambda: ("trl", "sglang"))
+    monkeypatch.setattr(doctor._environment, "usual", lambda kind: tmp_path)
+    assert not any(finding.usable for finding in doctor._engines())
+    ways = [("trl", False, False), ("trl", True, False), ("trl", False, True), ("trl", True, True)]
+    assert asked == [*ways, ("sglang", False, False), ("sglang", True, False)]
+
+
 def test_doctor_says_how_to_install_what_is_missing(capsys, monkeypatch):
     finding = Finding("engine", "vllm", False, "is not usable here.", "pip install vllm")
     monkeypatch.setattr(view, "console", Plain(width=200))

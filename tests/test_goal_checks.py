@@ -11,18 +11,18 @@ STUDY = """\
 name: training
 engine: {{kind: trl, model: "synthetic:learner-tiny", algorithm: {algorithm}, fixed: {fixed}}}
 workload: {{kind: training, steps: 10}}
-search_space: {{include: trl_grpo, select: [learning_rate{more}], override: {{learning_rate: [0.001, 0.01]{values}}}}}
+search_space: {{include: trl_grpo, select: [learning_rate{more}], override: {{learning_rate: [0.1, 0.2]{values}}}, forbid: [{ban}]}}
 objectives: [{{maximize: sps}}]
 constraints: ["kl <= 5"]
 """
 
 
-def asked(folder, algorithm="grpo", fixed="{}", more="", values="", first=()):
-    """What is said of a study whose engine runs with a beta of 0 unless told otherwise."""
-    (folder / "study.yaml").write_text(STUDY.format(algorithm=algorithm, fixed=fixed, more=more, values=values))
+def asked(folder, algorithm="grpo", fixed="{}", more="", values="", first=(), beta=0.0, rule=""):
+    """What is said of a study whose engine runs with a `beta` of 0 unless told otherwise."""
+    (folder / "study.yaml").write_text(STUDY.format(algorithm=algorithm, fixed=fixed, more=more, values=values, ban=rule))
     made = plan.read(folder / "study.yaml", folder / "store")
     named = (*made.defaults(), *(Configuration(engine="trl", values=one) for one in first))
-    resolved = {"trl": {"beta": 0.0}}
+    resolved = {"trl": {"beta": beta}}
     wrong = list(goal_checks.mistakes(made.study, made.text, made.space, made.engines, resolved, named))
     return wrong, list(goal_checks.notes(made.study, made.space, made.engines, resolved, named))
 
@@ -41,12 +41,20 @@ def test_it_is_told_for_the_algorithm(tmp_path, algorithm, words):
 
 def test_a_default_that_cannot_be_scored_is_told_with_what_it_costs(tmp_path):
     wrong, (note,) = asked(tmp_path, more=", beta", values=", beta: [0.01, 0.1]", first=[{"beta": 0.1}, {"learning_rate": 0.01}])
-    assert wrong == [] and "kl will be missing in trials 0, 2" in note and "no gain is told" in note
+    assert wrong == [] and "kl will be missing in trial 0 and first_trials[1], which" in note and "no gain is told" in note
 
 
 def test_points_of_the_space_that_cannot_be_scored_are_told(tmp_path):
     wrong, notes = asked(tmp_path, more=", beta", values=", beta: [0.0, 0.1]", first=[])
     assert wrong == [] and len(notes) == 1 and "trial 0" in notes[0]
+
+
+def test_points_that_a_rule_forbids_are_no_trials(tmp_path):
+    free = asked(tmp_path, more=", beta", values=", beta: [0.0, 0.1]", beta=0.1)
+    assert free[0] == [] and "missing in about" in free[1][0]
+    assert asked(tmp_path, more=", beta", values=", beta: [0.0, 0.1]", beta=0.1, rule="beta == 0") == ([], [])
+    (mistake,), _ = asked(tmp_path, more=", beta", values=", beta: [0.0, 0.1]", rule="beta > 0")
+    assert "No trial of this study would report kl" in str(mistake), "what would report it may not run"
 
 
 def test_a_study_that_fixes_it_has_nothing_to_be_told(tmp_path):

@@ -10,7 +10,7 @@ from autotune.errors import NothingMeasured
 from autotune.ledger import Ledger
 from autotune.space import OwnRules, StudyRule
 from autotune.study import Finalists
-from autotune.trial import Origin, TrialJob
+from autotune.trial import Configuration, Origin, TrialJob
 
 STUDY = """\
 name: wishes
@@ -111,3 +111,21 @@ def test_a_rule_that_reads_nothing_tuned_forbids_nothing(tmp_path):
     path.write_text(STUDY.replace("include: recorded,", "include: recorded, select: [max_num_seqs],"))
     made = plan.confirm(plan.read(path, tmp_path / "store"))
     assert made.own_rules == {"recorded": OwnRules()}
+
+
+@pytest.mark.parametrize(("caching", "forbidden"), [(True, True), (False, False)])
+def test_a_rule_of_a_parameter_that_is_not_in_use_holds_of_nothing(tmp_path, caching, forbidden):
+    """The engine has a value for it all the same, which nothing reads: what runs without it may win."""
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "name: hashes\nengine: {kind: vllm, model: 'synthetic:tiny'}\nworkload: {kind: http, preset: chat}\n"
+        "objectives: [{maximize: output_tokens_per_s}]\nsearch_space: {include: vllm, select: [enable_prefix_caching, "
+        "prefix_caching_hash_algo, max_num_seqs], forbid: [\"prefix_caching_hash_algo == 'sha256'\"]}\n"
+    )
+    resolved = {"enable_prefix_caching": caching, "prefix_caching_hash_algo": "sha256"}
+    space = plan.read(path, tmp_path / "store").space.knowing({"vllm": resolved})
+    rules = OwnRules.model_validate(space.engines["vllm"].own_rules().model_dump(mode="json"))
+    assert (rules.forbid(Configuration(engine="vllm")) is not None) == forbidden
+    without = Configuration(engine="vllm", values={"enable_prefix_caching": False, "max_num_seqs": 64})
+    assert space.forbidden(without, resolved) is None and rules.forbid(without) is None
+    assert rules.forbid(Configuration(engine="vllm", values={"prefix_caching_hash_algo": "sha256"})) is not None

@@ -29,14 +29,26 @@ def death(log: Path, returncode: int | None, phase: Phase, diagnose: Callable[[s
     kind = FailureKind.CRASHED if late else found.kind
     if kind is not FailureKind.CRASHED:
         return TrialFailed(kind, phase, *found.evidence, advice=found.advice)
-    first, *more = found.evidence
-    return TrialFailed(kind, phase, first + _raised_at(lines), *more, advice=f"Read {log.name} in the trial's folder.")
+    plain = _plain("\n".join(lines))
+    placed = [line + _raised_at(plain, line) for line in found.evidence]
+    return TrialFailed(kind, phase, *placed, advice=f"Read {log.name} in the trial's folder.")
 
 
-def _raised_at(lines: Sequence[str]) -> str:
-    """Where the last exception was raised, which its name alone often leaves open."""
-    frames = [match for line in lines if (match := _FRAME.match(line.strip()))]
-    return f" (raised in {frames[-1][1]}, line {frames[-1][2]}, in {frames[-1][3]})" if frames else ""
+def _raised_at(lines: Sequence[str], exception: str) -> str:
+    """Where an exception was raised, which its name alone often leaves open. Frames of others stand before it and after it."""
+    found = frame = ""
+    for line in map(str.strip, lines):
+        if at := _FRAME.match(line):
+            frame = f" (raised in {at[1]}, line {at[2]}, in {at[3]})"
+        elif _EXCEPTION.match(line):
+            found = (frame or found) if line[:_QUOTED] == exception else found
+            frame = ""
+    return found
+
+
+def _plain(log: str) -> list[str]:
+    """A log's lines without colours."""
+    return _COLOURS.sub("", log).splitlines()
 
 
 _OUT_OF_MEMORY = re.compile(
@@ -50,6 +62,8 @@ _MACHINE = re.compile(
     r"|Failed to initialize NVML",
     re.IGNORECASE,
 )
+_QUOTED = 400
+"""How many characters of a line are quoted."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _FRAME = re.compile(r'^(?:\([^)]*\)\s*)?File "([^"]+)", line (\d+), in (\S+)')
 _EXCEPTION = re.compile(r"^(?:\([^)]*\)\s*)?([A-Za-z_][\w.]*(?:Error|Exception|Exit)): (.*)$")
@@ -57,16 +71,16 @@ _EXCEPTION = re.compile(r"^(?:\([^)]*\)\s*)?([A-Za-z_][\w.]*(?:Error|Exception|E
 
 def diagnose(log: str, refusals: Sequence[str]) -> Diagnosis | None:
     """What both frameworks die of in the same words; `refusals` are exception names that mean a refused argument."""
-    lines = _COLOURS.sub("", log).splitlines()
+    lines = _plain(log)
     if faults := [line.strip() for line in lines if _MACHINE.search(line)]:
         return Diagnosis(
             kind=FailureKind.MACHINE_FAULT,
-            evidence=(faults[-1][:400],),
+            evidence=(faults[-1][:_QUOTED],),
             advice="Look at the machine; the configuration is not at fault.",
         )
     memory = [line.strip() for line in lines if _OUT_OF_MEMORY.search(line)]
     if memory:
-        return Diagnosis(kind=FailureKind.OUT_OF_MEMORY, evidence=(memory[-1][:400],), advice="")
+        return Diagnosis(kind=FailureKind.OUT_OF_MEMORY, evidence=(memory[-1][:_QUOTED],), advice="")
     raised = [match for line in lines if (match := _EXCEPTION.match(line.strip()))]
     if not raised:
         return None
@@ -75,5 +89,5 @@ def diagnose(log: str, refusals: Sequence[str]) -> Diagnosis | None:
     kind = FailureKind.INVALID_CONFIG if refused else FailureKind.CRASHED
     # The last exception is what ended the run; among several processes the first is more often the cause.
     causes = [match for match in raised if not match[1].startswith("ray.exceptions.")] or raised
-    evidence = dict.fromkeys(match[0].strip()[:400] for match in (raised[-1], causes[0]))
+    evidence = dict.fromkeys(match[0].strip()[:_QUOTED] for match in (raised[-1], causes[0]))
     return Diagnosis(kind=kind, evidence=tuple(evidence), advice=advice)

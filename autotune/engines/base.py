@@ -51,6 +51,7 @@ class EngineOptions(Frozen):
     """The interpreter of the engine's own environment; None is the tuner's."""
     start_timeout_s: float = Field(default=900.0, gt=0)
     stop_timeout_s: float = Field(default=30.0, gt=0)
+    """How long the engine may take to end by itself before it is killed. SGLang is killed at once."""
 
 
 class Identity(Frozen):

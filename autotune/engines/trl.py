@@ -207,11 +207,17 @@ class Trl(Engine):
     def ask(self, question: Mapping[str, Value]) -> Any:
         """Ask TRL's own config classes, in TRL's environment."""
         python = _environment.interpreter(self.options.python)
-        path = self.options.env.get("PYTHONPATH", modules())
         told = process.run(
             [python, str(HERE / "check.py")],
             timeout_s=180,
-            env={"OMP_NUM_THREADS": "1", "WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path},
+            # The module of a reward may read what the study gives its trials.
+            env={
+                "PYTHONPATH": modules(),
+                **self.options.env,
+                "OMP_NUM_THREADS": "1",
+                "WORLD_SIZE": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+            },
             stdin=json.dumps({"algorithm": self.options.algorithm, "processes": self.options.processes, **question}),
         )
         if told.returncode != 0:

@@ -1,6 +1,6 @@
 """The contract of an executor: where trials run.
 
-    executor.submit(job)           accepted at once; it starts when its GPUs are free
+    executor.submit(job)           accepted at once; it starts when its GPUs are free, of which `site.launched` is told first
     executor.collect(timeout_s)    the next finished trial, or None when none finished in time
     executor.close()               ends every running trial now and leaves nothing behind; what ran has no record
 
@@ -69,7 +69,8 @@ class Site:
     address: str | None = None
     watch: Watch = _unwatched
     launched: Callable[[TrialJob], None] = _unheard
-    """Told when a submitted trial has its place and begins to run, before anything of it is started."""
+    """Told when a submitted trial has its place and begins to run, before anything of it is started. A trial of which it was not
+    told only waited, as far as the ledger knows, and is never taken for what its driver died of."""
     bar: Callable[[TrialJob], Bar | None] = _no_bar
     """Asked when a trial begins for what it has to be able to reach."""
 

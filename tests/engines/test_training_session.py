@@ -139,6 +139,35 @@ def test_a_crash_tells_where_it_was_raised(tmp_path):
     assert failed.advice == "Read training-0.log in the trial's folder."
 
 
+RAY = "\x1b[36m(TaskRunner pid=3)\x1b[0m "
+
+
+@pytest.mark.parametrize(
+    ("text", "evidence"),
+    [
+        (
+            'Traceback (most recent call last):\n  File "/mine/train.py", line 5, in main\nRuntimeError: boom\n'
+            'Exception ignored in atexit callback:\n  File "/lib/threading.py", line 1541, in _shutdown\nKeyboardInterrupt\n',
+            ("RuntimeError: boom (raised in /mine/train.py, line 5, in main)",),
+        ),
+        (
+            '  File "/lib/probe.py", line 5, in probe\nImportError: no flash attention\n'
+            f'{RAY}Traceback (most recent call last):\n{RAY}  File "/mine/reward.py", line 3, in score\n{RAY}RuntimeError: boom\n',
+            (
+                "(TaskRunner pid=3) RuntimeError: boom (raised in /mine/reward.py, line 3, in score)",
+                "ImportError: no flash attention (raised in /lib/probe.py, line 5, in probe)",
+            ),
+        ),
+        ('  File "/lib/probe.py", line 5, in probe\nStopIteration\nImportError: one\nRuntimeError: boom\n', None),
+    ],
+)
+def test_a_crash_is_not_placed_where_another_was_raised(tmp_path, text, evidence):
+    log = tmp_path / "training-0.log"
+    log.write_text(text)
+    found = death(log, 1, Phase.MEASURE, lambda text, code: diagnose(text, ("ValueError",))).failed.evidence
+    assert found == evidence if evidence else found[0] == "RuntimeError: boom"
+
+
 def test_steps_written_just_before_a_death_are_not_lost(opened):
     session = opened(BEGIN + "time.sleep(0.3)\n" + STEP % 1 + "raise RuntimeError('gone')")
     session.wait_ready()

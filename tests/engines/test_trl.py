@@ -284,15 +284,34 @@ def test_a_text_that_is_no_number_is_refused_and_one_that_is_passes():
         ("no_such_module.score", "No module named 'no_such_module'"),
         ("my_reward.py:score", "not of the form module.function"),
         ("score", "accuracy_reward"),
+        ("needs_a_gpu.score", None),
+        ("reads_the_study.score", None),
+        ("leaves.score", "SystemExit: 3"),
+        ("unfinished.score", "SyntaxError"),
     ],
 )
 def test_a_reward_is_looked_for_before_a_trial_is_spent(tmp_path, monkeypatch, reward, words):
     (tmp_path / "my_reward.py").write_text("print('loaded')\ndef score(completions, **_): ...\n")
+    modules = {
+        "needs_a_gpu": "raise RuntimeError('No CUDA GPUs are available')",
+        "reads_the_study": "import os\nif 'JUDGE' not in os.environ: raise ImportError\ndef score(**_): ...",
+        "leaves": "raise SystemExit(3)",
+        "unfinished": "def score(:",
+    }
+    for name, text in modules.items():
+        (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    (verdict,) = make(reward=reward, fixed=SMALL).preflight([configuration()])
+    (verdict,) = make(reward=reward, fixed=SMALL, env={"JUDGE": "mine"}).preflight([configuration()])
     assert verdict.refused is None if words is None else words in verdict.refused
     (verdict,) = make(reward=reward, fixed=SMALL, script=Path("train.py")).preflight([configuration()])
     assert verdict.refused is None, "what a script of the user's own does with it is not known"
+
+
+@needs_trl
+@pytest.mark.engine
+def test_rewards_that_are_no_list_are_refused():
+    (verdict,) = make(fixed={**SMALL, "reward_funcs": "accuracy_reward"}).preflight([configuration()])
+    assert verdict.refused == "reward_funcs must be a list, such as [accuracy_reward]."
 
 
 REWARD = """

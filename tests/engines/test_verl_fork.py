@@ -323,6 +323,19 @@ def test_an_import_that_initialises_cuda_is_left_to_the_workers(drive, card, tmp
     assert "Each worker imports tries itself, which initialises CUDA." in ran.stderr
 
 
+def test_what_stayed_of_a_package_that_was_given_up_is_the_packages_again(drive, card, tmp_path):
+    """It is not imported twice, as what it registers may not be."""
+    card()
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text(
+        "import pack.sound\nloud = pack.sound.times\nimport torch.cuda\nname = torch.cuda.get_device_name(0)\n"
+    )
+    (tmp_path / "pack" / "sound.py").write_text("import os\ntimes = os.environ['TIMES'] = os.environ.get('TIMES', '') + 'I'\n")
+    code = "import torch.cuda; torch.cuda.get_device_name = str; import pack; print(json.dumps([pack.loud, pack.sound.times]))"
+    ran = drive(code, shared=("torch.cuda", "pack"))
+    assert "Each worker imports pack itself" in ran.stderr and told(ran) == ["I", "I"]
+
+
 def test_where_cuda_was_initialised_all_the_same_nothing_is_forked(drive, card, tmp_path):
     card()
     (tmp_path / "native.py").write_text(f"import ctypes\nctypes.CDLL({str(tmp_path / 'libcuda.so.1')!r}, ctypes.RTLD_GLOBAL)\n")

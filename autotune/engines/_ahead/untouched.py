@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.machinery
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,33 @@ from typing import Any
 
 class WouldInitialiseError(BaseException):
     """An import would initialise CUDA. No Exception, so that a module which goes on without what it cannot import does not."""
+
+
+class Returning:
+    """Gives a package that is imported anew the submodules that stayed when its first import was given up. Python binds a
+    submodule only as it imports it, and to import these twice would register twice what they register."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[str]] = {}
+        for name in sys.modules:
+            package, _, leaf = name.rpartition(".")
+            if package and package not in sys.modules:
+                self.kept.setdefault(package, []).append(leaf)
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name in self.kept else None
+        if spec is not None and spec.loader is not None:
+            loader: Any = spec.loader
+            execute = loader.exec_module
+
+            def bind_and_execute(module: Any) -> None:
+                for leaf in self.kept[name]:
+                    if (submodule := sys.modules.get(f"{name}.{leaf}")) is not None:
+                        setattr(module, leaf, submodule)
+                execute(module)
+
+            loader.exec_module = bind_and_execute
+        return spec
 
 
 def keep_out_of_cuda() -> Callable[[], None] | None:

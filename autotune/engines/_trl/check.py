@@ -87,7 +87,7 @@ def check(algorithm: str, arguments: dict[str, Any], processes: int) -> dict[str
             close = difflib.get_close_matches(name, known, n=1)
             return {"refused": f"TRL has no parameter {name!r}." + (f" Did you mean {close[0]!r}?" if close else "")}
     wrong = list(text_faults(arguments, known))
-    wrong += [problem for name in arguments.get("reward_funcs") or () if (problem := reward_fault(str(name))) is not None]
+    wrong += reward_faults(arguments.get("reward_funcs"))
     if wrong:
         return {"refused": wrong[0]}
     try:
@@ -113,8 +113,16 @@ def readable(text: str, convert: type) -> bool:
     return True
 
 
+def reward_faults(names: Any) -> Iterator[str]:
+    if names is not None and not isinstance(names, list):
+        yield f"reward_funcs must be a list, such as [{names}]."
+        return
+    yield from (problem for name in names or () if (problem := reward_fault(str(name))) is not None)
+
+
 def reward_fault(name: str) -> str | None:
-    """Why TRL's script could not load a reward function of that name; what its module prints stays out of the answer."""
+    """Why TRL's script could not load a reward function of that name; what its module prints stays out of the answer. A module
+    that fails for want of a GPU or of a network, which are not here, may be sound where it trains."""
     path, _, function = name.rpartition(".")
     if not path:
         own = f"{name!r} is no reward of TRL's, which are {', '.join(REWARDS)}; a reward of your own is named module.function."
@@ -124,8 +132,10 @@ def reward_fault(name: str) -> str | None:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             module = importlib.import_module(path)
-    except Exception as error:
+    except (ImportError, SyntaxError, NameError, SystemExit) as error:
         return f"The module of the reward {name!r} cannot be imported: {type(error).__name__}: {error}."
+    except Exception:
+        return None
     close = difflib.get_close_matches(function, vars(module), n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return None if callable(getattr(module, function, None)) else f"The module {path!r} has no function {function!r}.{hint}"

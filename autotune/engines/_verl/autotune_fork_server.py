@@ -14,7 +14,8 @@ worker that is to have another value of one of those, or of a variable that is n
 starts with imports of its own. So does every one when CUDA was initialised here, or a thread runs here that a child would
 miss. Whatever goes wrong, a worker starts plainly, and the trial goes on.
 
-Runs in verl's own environment and imports nothing of autotune but its neighbours of `_ahead`, which know no more than this.
+Runs in verl's own environment and imports nothing of autotune but its neighbours here and of `_ahead`, which know no more than
+this.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -23,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import importlib
 import json
 import os
 import re
@@ -34,20 +34,13 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import autotune_fork_child
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "_ahead"))
-import untouched
-import waiting
-
-sys.path.pop(0)
-# The names are free again for whoever else has modules of them.
-del sys.modules["untouched"], sys.modules["waiting"]
+from autotune_fork_imports import CULPRITS, import_all, waiting
 
 PR_SET_PDEATHSIG = 1
 LATE = ("RAY_", "NCCL_", "VLLM_", "HCCL_", "HSA_", "VERL_", "WG_", "TRANSFER_QUEUE_")
@@ -67,8 +60,6 @@ HARMLESS_THREADS = re.compile(r"jemalloc_bg_thd|cuda[0-9a-f]{11}")
 EARLY_S = 90.0
 """A child that fails sooner after its start may have failed for being forked."""
 ENDED_BY_OTHERS = (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT)
-CULPRITS: list[str] = []
-"""The module that CUDA was initialised by."""
 PATIENCE_S = 10.0
 """How long a client may take to say what it wants; a client says it at once."""
 
@@ -107,52 +98,6 @@ def main() -> None:
     else:
         autotune_fork_child.become(order)
         runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-def import_all(modules: Iterable[str]) -> None:
-    """Import what is there, note what is looked up in the environment meanwhile, and keep out of CUDA."""
-    plain = os.environ.__class__
-    added = "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
-    # PyTorch then counts the GPUs without initialising them.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    os.environ.__class__ = waiting.Noting
-    restore: Callable[[], None] | None = None
-    try:
-        for module in modules:
-            restore = restore or untouched.keep_out_of_cuda()
-            # What cannot be imported here is for the process that needs it to complain about.
-            try:
-                with contextlib.suppress(Exception):
-                    importlib.import_module(module)
-            except untouched.WouldInitialiseError:
-                print(f"Each worker imports {module} itself, which initialises CUDA.", file=sys.stderr, flush=True)
-            name_actors_without_ray()
-            if not CULPRITS and waiting.cuda_touched():
-                CULPRITS.append(module)
-    finally:
-        if restore is not None:
-            restore()
-        os.environ.__class__ = plain
-        waiting.Noting.names.discard("PYTORCH_NVML_BASED_CUDA_CHECK")
-        if added:
-            del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
-
-
-class Drawn:
-    """Stands for Ray's class of the ids that it gives actor classes, which modules make as they are imported."""
-
-    @staticmethod
-    def from_random() -> Any:
-        own: Any = sys.modules["ray._raylet"]
-        return own.ActorClassID(os.urandom(own.ActorClassID.size()))
-
-
-def name_actors_without_ray() -> None:
-    """Keep Ray's native code from drawing a random number here: what is forked after that draws the same ones as every other,
-    in all of its threads, and workers name what they put into the object store by them."""
-    actors: Any = sys.modules.get("ray.actor")
-    if actors is not None:
-        actors.ActorClassID = Drawn
 
 
 def alike() -> bool:
