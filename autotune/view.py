@@ -151,7 +151,8 @@ def _engine(found: StudyResults, record: TrialRecord) -> str:
 def print_trial(found: StudyResults, record: TrialRecord) -> None:
     """`autotune show --trial`."""
     console.print(
-        f"Trial {record.number} ({record.origin}): {found.outcome(record)}. {_engine(found, record)}{overrides(record.configuration)}",
+        f"Trial {record.number} ({record.origin}): {found.outcome(record)}. {_engine(found, record)}"
+        f"{overrides(record.configuration)}",
         markup=False,
     )
     if (failed := found.failure(record)) is not None:
