@@ -77,6 +77,8 @@ OFFLINE = [
     (SERVING, "output_tokens: 4", "output_tokens: {unifrm: [2, 5]}", 8, f"{LENGTH}.unifrm", "Did you mean 'uniform'?"),
     (SERVING, TRAFFIC, "{dataset: /nowhere.jsonl}", 8, "workload.traffic.dataset", "/nowhere.jsonl cannot be read"),
     (SERVING, TRAFFIC, "{trace: /nowhere.jsonl}", 8, "workload.traffic.trace", "/nowhere.jsonl cannot be read"),
+    (SERVING, TRAFFIC, "{input_tokens: 8, output_tokens: 1020}", 5, "engine.fixed.max_model_len", "up to 1028 tokens. Found 1024."),
+    (SERVING, "{input_tokens: 8,", "{shared_prefix: {tokens: 1024}, input_tokens: 8,", 5, "engine.fixed.max_model_len", "100%"),
     (SERVING, LOAD, "[]", 9, "workload.load", "At least one entry"),
     (SERVING, LOAD, "[{concurrency: 1}, {concurrency: 1}]", 9, "workload.load[1]", "stands twice"),
     (SERVING, LOAD, "[{concurrency: 1, request_rate: 2}]", 9, "workload.load[0]", "eeds exactly one of request_rate, concurrency"),
