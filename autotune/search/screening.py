@@ -90,7 +90,8 @@ def default_says(record: TrialRecord, goodput: str = "output_tokens_per_s") -> l
         for row in record.measurement.rows
         if "concurrency" in row.level and goodput in row.metrics and row.invalid is None
     ]
-    if len(rates) < 2:
+    if len(rates) < 2 or "climb_found_limit" in record.measurement.facts:
+        # A climb chooses its rates itself, and ends where its constraints do.
         return said
     knee = next((low[0] for low, high in itertools.pairwise(rates) if _bends(low, high)), None)
     if knee is not None:

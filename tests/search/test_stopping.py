@@ -131,3 +131,10 @@ def test_another_engines_default_is_no_launch_of_the_default_again(small_study):
         said = heard.hear(record({10: 1}).model_copy(update=update), score[number])
     assert said == ["2 launches of the default differ by (coefficient of variation): " + said[0].split(": ")[1]]
     assert "6.7%" in said[0]
+
+
+def test_a_default_whose_rates_a_climb_chose_is_not_asked_for_higher_ones():
+    one = record({0.75: 40, 1.5: 80, 3: 160})
+    assert "Add a higher request_rate" in screening.default_says(one)[0]
+    climbed = one.outcome.measurement.model_copy(update={"facts": {"climb_found_limit": True}})
+    assert screening.default_says(one.model_copy(update={"outcome": Measured(measurement=climbed)})) == []
