@@ -143,6 +143,12 @@ class Agenda:
         return told
 
     def _restore(self) -> None:
+        known = set(self.ledger.records)
+        self.waiting.extend(self.retries.owed())
+        for number in sorted(set(self.ledger.records) - known):
+            outcome = self.ledger.records[number].outcome
+            assert isinstance(outcome, Failed)
+            self.say(f"Trial {number} is not run again: {outcome.evidence[0]}")
         for note in self.ledger.notes:
             if note.kind == "cut":
                 self.driver.cut(Cut.model_validate(note.payload))
@@ -151,7 +157,6 @@ class Agenda:
             self.screening.hear(record, self._tell(record), self._wanted(record))
         for job in self.ledger.in_flight:
             self.driver.begin(job.number, job.configuration, job.point)
-        self.waiting.extend(self.retries.owed())
 
     def _tell(self, record: TrialRecord) -> Score | None:
         found = self.score(record)

@@ -83,6 +83,11 @@ class Analysis:
         """What the rounds say of the answers of configurations that can change them."""
         return Review(self.guard, self.study.quality.max_drift_nats, self.records)
 
+    def named(self, configuration: Configuration, limit: int = 60) -> str:
+        """A configuration on one line: its overrides, behind its engine where the study has several."""
+        text = short(configuration, limit)
+        return f"{configuration.engine}: {text}" if len(self.study.engine) > 1 else text
+
     @property
     def directions(self) -> tuple[Direction, ...]:
         """Of the objectives, in the study's order."""

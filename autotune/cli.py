@@ -207,6 +207,8 @@ def ui(store: StoreOption = STORE, port: Annotated[int, typer.Option("--port", m
         raise NotFound(f"The store {store} holds no study yet.")
     command = tracking.ui_command(store, port=port)
     typer.echo(f"MLflow opens on http://127.0.0.1:{port}; end it with Ctrl-C.")
+    # Its queue of background jobs, which a store has none of, would leave a folder in /dev/shm each time.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.execv(command[0], command)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from autotune.analysis import Analysis, Candidate, phases, short
+from autotune.analysis import Analysis, Candidate, phases
 from autotune.effects import Effect
 from autotune.errors import NothingMeasured
 from autotune.metrics import lookup
@@ -59,7 +59,7 @@ def load_curves(analysis: Analysis, metric: str, trials: Sequence[int]) -> go.Fi
         if x:
             is_default = default is not None and trial == default.trial
             style = {"color": COLOURS["default"], "dash": "dash"} if is_default else {"color": SERIES[(place + 1) % len(SERIES)]}
-            name = f"{trial}: default" if is_default else f"{trial}: {escape(short(record.configuration, 120))}"
+            name = f"{trial}: {escape(analysis.named(record.configuration, 120))}"
             figure.add_trace(go.Scatter(x=x, y=y, mode="lines+markers", name=name, line=style))
     if not figure.data:
         return None

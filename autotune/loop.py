@@ -56,6 +56,7 @@ class Loop:
                 self.reporter.say(notice)
             if record is not None:
                 self.keep(record)
+        self.agenda.retries.stopped()
 
     def fill(self, source: Source) -> None:
         """Start trials while there is room."""

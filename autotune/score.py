@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from autotune.errors import WrongValue, nearest
@@ -168,6 +168,9 @@ def value_of(measurement: Measurement, selector: Selector, highest: bool = True)
 def row_of(measurement: Measurement, selector: Selector, highest: bool = True) -> Row:
     """The row that a selector's number stands in, where it is not a total. Raises TrialFailed as `score` does."""
     rows = selector.rows(measurement)
+    told = measurement.facts.get("missing")
+    if isinstance(told, Mapping) and selector.metric in told:
+        raise _absent(selector, str(told[selector.metric]))
     if not rows:
         raise _absent(selector, "no load level of that name was measured" if selector.key else "no row was measured")
     for row in rows:

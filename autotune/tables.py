@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune import bands, diagnosis, effects
-from autotune.analysis import Analysis, short, total_seconds
+from autotune.analysis import Analysis, total_seconds
 from autotune.errors import NothingMeasured
 from autotune.score import level_name
 from autotune.secrets import redact
@@ -113,7 +113,7 @@ def front_rows(analysis: Analysis) -> Rows:
         label = f"{mark}, default" if one is default and mark != "default" else mark
         label += ", forbidden" if one.forbidden else ""
         label += ", not steady" if any(analysis.unsteady(record) for record in one.records) else ""
-        cells.append((one.trial, *values, label, tied or None, len(one.records), short(one.records[0].configuration, 200)))
+        cells.append((one.trial, *values, label, tied or None, len(one.records), analysis.named(one.records[0].configuration, 200)))
     columns = ("trial", *analysis.objective_names, "place", "tied with", "runs", "configuration")
     return Rows("Front", columns, tuple(cells))
 
@@ -125,7 +125,7 @@ def trial_rows(analysis: Analysis) -> Rows:
         found = analysis.score(record)
         values = found.values if found else (None,) * len(analysis.objective_names)
         seconds = total_seconds(record)
-        where = (None if seconds is None else round(seconds, 1), short(record.configuration, 200))
+        where = (None if seconds is None else round(seconds, 1), analysis.named(record.configuration, 200))
         cells.append((record.number, str(record.origin), _outcome(analysis, record), *values, *where))
     columns = ("trial", "origin", "outcome", *analysis.objective_names, "seconds", "configuration")
     return Rows("All trials", columns, tuple(cells))

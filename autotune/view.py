@@ -143,10 +143,17 @@ def print_study(found: StudyResults) -> None:
             console.print(table(f"\n{rows.title}", rows.columns, rows.cells))
 
 
+def _engine(found: StudyResults, record: TrialRecord) -> str:
+    """The trial's engine, where the study has several."""
+    return f"{record.configuration.engine}: " if len(found.study.engine) > 1 else ""
+
+
 def print_trial(found: StudyResults, record: TrialRecord) -> None:
     """`autotune show --trial`."""
     console.print(
-        f"Trial {record.number} ({record.origin}): {found.outcome(record)}. {overrides(record.configuration)}", markup=False
+        f"Trial {record.number} ({record.origin}): {found.outcome(record)}. {_engine(found, record)}"
+        f"{overrides(record.configuration)}",
+        markup=False,
     )
     if (failed := found.failure(record)) is not None:
         console.print(f"Failed during {failed.phase}. {failed.advice}", markup=False)

@@ -80,6 +80,18 @@ def test_no_tracking_database_is_made_for_a_store_that_is_not_there(tmp_path):
     assert not (tmp_path / "typo").exists()
 
 
+def test_the_pages_are_opened_without_the_jobs_that_leave_a_folder_in_shared_memory(kept, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "")
+    monkeypatch.delenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION")
+    begun = []
+    monkeypatch.setattr(
+        os, "execv", lambda path, command: begun.append((os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"], command))
+    )
+    assert CliRunner().invoke(cli.app, ["ui", "--store", str(kept / "store"), "--port", "5017"]).exit_code == 0
+    ((jobs, command),) = begun
+    assert jobs == "false" and "5017" in command
+
+
 def test_run_reports_what_it_measured(kept):
     told = json.loads((kept / "run.json").read_text())
     assert told["study"] == "replay"

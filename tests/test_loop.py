@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
-from autotune import finalists, run
+from autotune import executors, finalists, run
 from autotune import plan as plans
-from autotune.errors import MachineUnusable
+from autotune.errors import Interrupted, MachineUnusable
 from autotune.executors.inline import InlineExecutor
-from autotune.ledger import read
+from autotune.ledger import Ledger, read
 from autotune.live import Silent
 from autotune.loop import Loop
 from autotune.preview import preview
@@ -181,3 +184,46 @@ def test_trials_that_end_together_with_their_machine_do_not_end_the_study():
     for number in range(8):
         loop.keep(attempt(number))
     loop.give_up()
+
+
+class Impatient(InlineExecutor):
+    """Its user presses Ctrl-C twice while a trial runs, which is ended then."""
+
+    def collect(self, timeout_s):
+        job = self._waiting[0]
+        self.site.launched(job)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return
+
+
+def test_a_trial_that_was_stopped_time_and_again_is_still_measured(plan, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(executors, "make", lambda kind, site: Impatient(site))
+        for _ in range(4):
+            with pytest.raises(Interrupted):
+                run.run(plan, reporter=Silent())
+    finished = run.run(plan, reporter=Silent())
+    assert finished.results.record(0).measurement is not None
+    assert finished.results.record(0).attempt == 5
+
+
+class Saying(Silent):
+    """Keeps what it was told to say."""
+
+    def __init__(self):
+        super().__init__()
+        self.said = []
+
+    def say(self, sentence):
+        self.said.append(sentence)
+
+
+def test_a_trial_that_is_given_up_is_told(plan):
+    first = TrialJob(number=0, configuration=Configuration(engine="recorded"), origin=Origin.DEFAULT, attempt=3)
+    with Ledger(plan.folder, plan.text.text, plan.study.identity) as ledger:
+        ledger.begin(first)
+        ledger.launch(first)
+    reporter = Saying()
+    run.run(plan, reporter=reporter)
+    assert [one for one in reporter.said if one.startswith("Trial 0 is not run again: The driver died 3 times")]

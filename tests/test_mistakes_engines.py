@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from autotune import plan, process
+from autotune import plan, process, spaces
 from autotune.errors import InvalidInput
 
 SERVING = """\
@@ -77,6 +77,8 @@ OFFLINE = [
     (SERVING, "output_tokens: 4", "output_tokens: {unifrm: [2, 5]}", 8, f"{LENGTH}.unifrm", "Did you mean 'uniform'?"),
     (SERVING, TRAFFIC, "{dataset: /nowhere.jsonl}", 8, "workload.traffic.dataset", "/nowhere.jsonl cannot be read"),
     (SERVING, TRAFFIC, "{trace: /nowhere.jsonl}", 8, "workload.traffic.trace", "/nowhere.jsonl cannot be read"),
+    (SERVING, TRAFFIC, "{input_tokens: 8, output_tokens: 1020}", 5, "engine.fixed.max_model_len", "up to 1028 tokens. Found 1024."),
+    (SERVING, "{input_tokens: 8,", "{shared_prefix: {tokens: 1024}, input_tokens: 8,", 5, "engine.fixed.max_model_len", "100%"),
     (SERVING, LOAD, "[]", 9, "workload.load", "At least one entry"),
     (SERVING, LOAD, "[{concurrency: 1}, {concurrency: 1}]", 9, "workload.load[1]", "stands twice"),
     (SERVING, LOAD, "[{concurrency: 1, request_rate: 2}]", 9, "workload.load[0]", "eeds exactly one of request_rate, concurrency"),
@@ -119,6 +121,7 @@ AGAINST_VLLM = [
     ("{max_model_len: 1024}", "{max_modl_len: 1024}", 5, "engine.fixed.max_modl_len", "Did you mean 'max_model_len'?"),
     ("{max_model_len: 1024}", "{swap_space: 4}", 5, "engine.fixed.swap_space", "vLLM dropped swapping to main memory"),
     ("{max_model_len: 1024}", "{disable_log_stats: true}", 5, "engine.fixed.disable_log_stats", "Leave it alone"),
+    ("{max_model_len: 1024}", "{port: 8000}", 5, "engine.fixed.port", "Every trial gets a free port of its own"),
     ("{max_model_len: 1024}", "{max_model_len: long}", 5, "engine.fixed.max_model_len", "must be a whole number. Found 'long'."),
     ("{max_model_len: 1024}", "{enforce_eager: maybe}", 5, "engine.fixed.enforce_eager", "is a switch. Found 'maybe'."),
     ("{max_model_len: 1024}", "{kv_cache_dtype: fp9}", 5, "engine.fixed.kv_cache_dtype", "Did you mean 'fp8'?"),
@@ -160,6 +163,12 @@ def test_one_mistake_is_one_message_at_its_line(tmp_path, study, old, new, line,
     (mistake,) = mistakes(new.join(study.rsplit(old, 1)), tmp_path)
     assert (mistake.line, mistake.path) == (line, path)
     assert says in str(mistake)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_what_a_trial_needs_for_itself_is_not_the_studys_to_set(kind):
+    """A server that listens elsewhere would be waited for until its start has timed out."""
+    assert {"port", "host"} <= set(spaces.load(kind).replaced)
 
 
 def test_each_line_of_a_dataset_that_cannot_be_used_is_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autotune import plan, preview, source, spaces, study
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, InvalidInput
 
 RECORDED = {
     "name": "small",
@@ -148,3 +149,15 @@ def test_the_files_that_are_broken_here_were_right(tmp_path, base):
         return
     parsed, text = study.validate(source.parse(yaml.safe_dump(base)))
     assert preview.preview(plan.assemble(parsed, text, tmp_path)).study == base["name"]
+
+
+SHIPPED = sorted(path for path in (Path(__file__).parents[1] / "studies").rglob("*.yaml") if "results" not in path.parts)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_study_that_ships_has_no_mistake(path, tmp_path):
+    """Its engine's environment need not be here."""
+    try:
+        plan.read(path, tmp_path)
+    except InvalidInput as error:
+        assert [str(one) for one in error.mistakes if not one.path.endswith(".python")] == []

@@ -6,10 +6,11 @@ import math
 
 import pytest
 
-from autotune import results
+from autotune import results, tables
 from autotune.errors import InvalidInput, NotFound, NothingMeasured
 from autotune.ledger import Ledger
 from autotune.pareto import hypervolume
+from autotune.trial import Configuration
 
 
 @pytest.fixture
@@ -143,3 +144,14 @@ def test_a_running_study_can_be_read(tmp_path, make_record):
 
 def _study_text():
     return "name: small\nengine: {kind: vllm, model: m}\nworkload: {kind: http}\nobjectives: [{maximize: sps}]\n"
+
+
+def test_a_study_of_several_engines_names_the_engine_of_each_trial(small_study, make_record):
+    """Both have a default, which without its engine is anybody's."""
+    several = small_study.model_copy(update={"engine": ({"kind": "recorded"}, {"kind": "sglang"})})
+    other = make_record(1).model_copy(update={"configuration": Configuration(engine="sglang")})
+    found = results.StudyResults(several, (make_record(0), other))
+    for rows in (tables.trial_rows(found), tables.front_rows(found)):
+        assert {"sglang: default", f"{make_record(0).configuration.engine}: default"} == {str(cells[-1]) for cells in rows.cells}
+    (alone,) = tables.trial_rows(results.StudyResults(small_study, (make_record(0),))).cells
+    assert alone[-1] == "default"

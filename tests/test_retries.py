@@ -60,8 +60,43 @@ def test_a_trial_that_outlived_no_driver_is_taken_for_the_cause(ledger):
     ledger.launch(job(2, MAX_ATTEMPTS))
     assert Retries(ledger, 7).owed() == [] and ledger.in_flight == ()
     outcome = ledger.records[2].outcome
-    assert outcome.kind is FAULT and "interrupted 3 times" in outcome.evidence[0]
+    assert outcome.kind is FAULT and "died 3 times while this trial ran" in outcome.evidence[0]
     assert Retries(ledger, 7).owed() == [], "nor is it due at the next start"
+
+
+def test_a_trial_is_not_taken_for_the_cause_of_ends_that_somebody_asked_for(tmp_path):
+    """Ctrl-C during the same long start, time and again, then a driver that dies: the trial had no part in any but the last."""
+    for stops in range(5):
+        with Ledger(tmp_path / "study", "name: s", "digest") as ledger:
+            (due,) = Retries(ledger, 7).owed() if stops else [job(2)]
+            assert due == job(2, stops + 1)
+            ledger.begin(due)
+            ledger.launch(due)
+            Retries(ledger, 7).stopped()
+    for deaths in range(MAX_ATTEMPTS):
+        with Ledger(tmp_path / "study", "name: s", "digest") as ledger:
+            (due,) = Retries(ledger, 7).owed()
+            assert due == job(2, 6 + deaths)
+            ledger.begin(due)
+            ledger.launch(due)
+    with Ledger(tmp_path / "study", "name: s", "digest") as ledger:
+        assert Retries(ledger, 7).owed() == []
+        assert "died 3 times" in ledger.records[2].outcome.evidence[0]
+
+
+@pytest.mark.parametrize("kind", [FAULT, INTERRUPTED])
+def test_a_stop_takes_no_retry_from_what_ends_by_itself(ledger, kind):
+    ledger.begin(job(1))
+    ledger.launch(job(1))
+    Retries(ledger, 7).stopped()
+    assert Retries(ledger, 7).after(ended(job(1, 2), kind)) == job(1, 3)
+
+
+def test_a_trial_that_only_waited_when_the_study_was_stopped_has_lost_nothing(ledger):
+    ledger.begin(job(1))
+    Retries(ledger, 7).stopped()
+    assert not ledger.notes
+    assert Retries(ledger, 7).owed() == [job(1)]
 
 
 def test_a_trial_that_only_waited_is_due_as_it_was_however_many_drivers_died_meanwhile(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.score import Constraint, Objective, Selector, score, unsteady
+from autotune.score import Constraint, Objective, Selector, score, unsteady, value_of
 from autotune.trial import FailureKind, Measurement, Row, TrialFailed
 
 
@@ -130,3 +130,11 @@ def test_any_text_is_a_selector_or_a_value_error(text):
             parse(text)
         except ValueError as error:
             assert str(error)
+
+
+def test_a_number_that_a_workload_could_not_find_says_why():
+    """An SLO that no rate keeps leaves rows with every other number, which say nothing of it."""
+    rows = (Row(level={"request_rate": 1.0}, metrics={"ttft_ms.p99": 900.0}),)
+    measurement = Measurement(rows=rows, facts={"missing": {"slo_request_rate": "no rate kept it"}})
+    with pytest.raises(TrialFailed, match="slo_request_rate has no value: no rate kept it"):
+        value_of(measurement, Selector.parse("slo_request_rate"))

@@ -76,7 +76,7 @@ def test_an_unsteady_number_is_best_only_where_no_steady_one_is_known(small_stud
     study = results.StudyResults(small_study, (make_record(0), drifting, make_record(2)))
     assert study.best("output_tokens_per_s") == 0
     assert results.StudyResults(small_study, (drifting,)).best("output_tokens_per_s") == 1
-    assert finalists.choose(study, 2)[-1].trial == 1, "it is measured again where there is room"
+    assert 1 in [one.trial for one in finalists.choose(study, 2)], "it is measured again where there is room"
 
 
 def test_a_trial_without_a_needed_number_has_one_outcome_wherever_it_is_shown(small_study, make_record, monkeypatch):

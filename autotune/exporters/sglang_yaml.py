@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from autotune.engines._sglang_cpu import ENVIRONMENT, LAUNCHER
 from autotune.exporters import _proof
+from autotune.exporters._script import start
 from autotune.exporters.base import Exporter, Winner
 from autotune.trial import Value
 
@@ -42,11 +44,11 @@ def _entries(parameters: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def _usage(winner: Winner) -> list[str]:
-    env = [f"{name}={value}" for name, value in sorted(winner.env.items())]
+    env = [f"{name}={shlex.quote(value)}" for name, value in sorted(winner.env.items())]
     # Without a GPU SGLang needs the stand-ins that autotune's launcher puts in place.
-    start = f"python {LAUNCHER}" if winner.engine.device == "cpu" else "python -m sglang.launch_server"
+    program = f"python {LAUNCHER}" if winner.engine.device == "cpu" else "python -m sglang.launch_server"
     env += [f"{name}={value}" for name, value in ENVIRONMENT.items()] if winner.engine.device == "cpu" else []
-    return ["Start it with:", "  " + " ".join([*env, f"{start} --config {FILE}"])]
+    return ["Start it with:", f"  {start(winner.interpreter)}" + " ".join([*env, f"{program} --config {FILE}"])]
 
 
 exporter = SglangYaml

@@ -13,7 +13,7 @@ from autotune.engines import _flags
 from autotune.engines._sglang_cpu import ENVIRONMENT, LAUNCHER
 from autotune.errors import InvalidInput, Mistake
 from autotune.exporters import _proof
-from autotune.exporters._script import script
+from autotune.exporters._script import script, start
 from autotune.exporters.base import Exporter, Winner
 
 FILE = "serve.sh"
@@ -29,7 +29,9 @@ class Shell(Exporter):
         flags = _proof.flags_of(_proof.engine_of(winner))
         options = [_flags.argument(name, value, flags.get(name)) for name, value in winner.parameters.items()]
         lines = [shlex.join(part) for part in (entry(winner), *options) if part]
-        return {FILE: script(winner.header(), {**_needed(winner), **winner.env}, lines)}
+        # Another environment's interpreter is not the `python` that a shell finds first.
+        notes = [] if winner.interpreter is None else [f"Start it with: {start(winner.interpreter)}sh {FILE}"]
+        return {FILE: script([*winner.header(), *notes], {**_needed(winner), **winner.env}, lines)}
 
     def prove(self, files: Mapping[str, str], winner: Winner) -> str:
         words = command(files[FILE])

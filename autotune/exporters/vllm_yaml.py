@@ -11,6 +11,7 @@ from typing import ClassVar
 import yaml
 
 from autotune.exporters import _proof
+from autotune.exporters._script import start
 from autotune.exporters.base import Exporter, Winner
 from autotune.exporters.shell import entry
 
@@ -39,7 +40,7 @@ def _start(winner: Winner) -> str:
     env = [f"{name}={shlex.quote(value)}" for name, value in sorted(winner.env.items())]
     program = entry(winner)
     program = program[: program.index(winner.model_path)]
-    return " ".join([*env, shlex.join(part for part in program if part != "--model"), "--config", FILE])
+    return start(winner.interpreter) + " ".join([*env, shlex.join(part for part in program if part != "--model"), "--config", FILE])
 
 
 exporter = VllmYaml

@@ -15,7 +15,7 @@ from autotune.score import Objective, Score
 from autotune.search import stopping
 from autotune.stats import coefficient_of_variation
 from autotune.study import Study
-from autotune.trial import Origin, Row, TrialRecord
+from autotune.trial import Configuration, Origin, Row, TrialRecord
 
 FOLLOWS = 0.9
 """Throughput that grows by at least this share of the load's growth has not met the engine's limit."""
@@ -58,8 +58,12 @@ class Screening:
         return [f"At the default's cost, {limit:g} GPU-minutes buy about {bought:.0f} of the {self.study.budget.trials} trials."]
 
     def _noise(self) -> list[str]:
-        """Each re-measured default sharpens the noise; whether the first trials differ beyond it is said once."""
-        repeats = [(each, found) for each, found in self._trials.values() if not each.configuration.values and found is not None]
+        """Each re-measured default sharpens the noise; whether the first trials differ beyond it is said once.
+
+        Of several engines the first one's default is the baseline; another's differs from it by more than noise.
+        """
+        baseline = Configuration(engine=str(self.study.engine[0].get("kind")))
+        repeats = [(each, found) for each, found in self._trials.values() if each.configuration == baseline and found is not None]
         searched = [found for each, found in self._trials.values() if each.origin not in _REPEATS and found is not None]
         objectives = self.study.objectives
         said = noise_says([each for each, _ in repeats], [found for _, found in repeats], objectives)
@@ -86,7 +90,8 @@ def default_says(record: TrialRecord, goodput: str = "output_tokens_per_s") -> l
         for row in record.measurement.rows
         if "concurrency" in row.level and goodput in row.metrics and row.invalid is None
     ]
-    if len(rates) < 2:
+    if len(rates) < 2 or "climb_found_limit" in record.measurement.facts:
+        # A climb chooses its rates itself, and ends where its constraints do.
         return said
     knee = next((low[0] for low, high in itertools.pairwise(rates) if _bends(low, high)), None)
     if knee is not None:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, cast
 
 from autotune import metrics as metric_table
-from autotune.engines.base import Context, Serves, Session
+from autotune.engines.base import Context, Engine, Serves, Session
 from autotune.errors import Mistake
 from autotune.trial import FailureKind, Measurement, Phase, Scalar, TrialFailed
+from autotune.workloads._load import contexts
 from autotune.workloads._load.options import HttpOptions
 from autotune.workloads._load.plans import recorded_faults
 from autotune.workloads._load.run import Run
@@ -37,6 +38,18 @@ class HttpWorkload(Workload):
 
     def check(self) -> Iterator[Mistake]:
         yield from recorded_faults(self._options)
+
+    def against(self, engine: Engine) -> Iterator[Mistake]:
+        """Requests that the engine would refuse: too many of them, and every level of every trial would be invalid."""
+        bound = contexts.limit(engine.options)
+        if bound is None:
+            return
+        place, tokens = bound
+        needed = contexts.needed(self._options.traffic)
+        share = sum(one > tokens for one in needed) / max(len(needed), 1)
+        if share > 1 - self._options.min_finished_share:
+            problem = f"About {share:.0%} of the workload's requests need a longer context, prompt and answer together: up to "
+            yield Mistake(place, f"{problem}{max(needed)} tokens.", str(tokens))
 
     def levels(self) -> tuple[Mapping[str, Scalar], ...]:
         return tuple(load.level for load in self._options.load if load.slo_climb is None)

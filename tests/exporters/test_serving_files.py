@@ -69,6 +69,19 @@ def test_files_are_as_agreed(name, case, engine, without_an_installed_engine):
     assert text == golden.read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("shell", "vllm"), ("shell", "sglang"), ("vllm_yaml", "vllm"), ("sglang_yaml", "sglang")]
+)
+def test_the_environment_that_was_measured_is_named_where_it_is_not_the_tuners(name, kind, monkeypatch):
+    """The `python` or `vllm` that a shell finds first may be that of an environment without the engine."""
+    monkeypatch.setattr(_proof, "flags_of", lambda engine: {})
+    monkeypatch.setattr(_proof, "engine_of", lambda winner: None)
+    one = winner(GPU.model_copy(update={"kind": kind}), interpreter=Path("/env x/bin/python"), parameters={})
+    (text,) = exporters.get(name).render(one).values()
+    assert "PATH='/env x/bin':\"$PATH\" " in text
+    assert not [line for line in text.splitlines() if "PATH=" in line and not line.startswith("#")]
+
+
 def test_an_engine_that_is_not_installed_still_gets_a_script(monkeypatch):
     monkeypatch.setattr(_proof, "flags_of", lambda engine: {})
     (text,) = exporters.get("shell").render(winner()).values()

@@ -117,3 +117,24 @@ def test_the_hypervolume_never_shrinks_and_is_that_of_all_points_once_settled(tr
     if points:
         reference = pareto.nadir_reference(points[:10], directions)
         assert growth.volumes[-1] == pytest.approx(pareto.hypervolume(points, directions, reference))
+
+
+def test_another_engines_default_is_no_launch_of_the_default_again(small_study):
+    """Two engines differ by what they are; only the first one's default is measured again as the drift gauge."""
+    heard = screening.Screening(small_study.model_copy(update={"engine": ({"kind": "vllm"}, {"kind": "sglang"})}))
+    score = {number: Score(values=(tokens, 1.0)) for number, tokens in enumerate((100.0, 500.0, 110.0))}
+    engines = ("vllm", "sglang", "vllm")
+    origins = (Origin.DEFAULT, Origin.DEFAULT, Origin.BASELINE)
+    said = []
+    for number, (engine, origin) in enumerate(zip(engines, origins, strict=True)):
+        update = {"number": number, "configuration": Configuration(engine=engine), "origin": origin}
+        said = heard.hear(record({10: 1}).model_copy(update=update), score[number])
+    assert said == ["2 launches of the default differ by (coefficient of variation): " + said[0].split(": ")[1]]
+    assert "6.7%" in said[0]
+
+
+def test_a_default_whose_rates_a_climb_chose_is_not_asked_for_higher_ones():
+    one = record({0.75: 40, 1.5: 80, 3: 160})
+    assert "Add a higher request_rate" in screening.default_says(one)[0]
+    climbed = one.outcome.measurement.model_copy(update={"facts": {"climb_found_limit": True}})
+    assert screening.default_says(one.model_copy(update={"outcome": Measured(measurement=climbed)})) == []

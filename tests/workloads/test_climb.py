@@ -59,6 +59,8 @@ def test_nothing_good_is_said_to_be_nothing():
     climb = probe(Climb(BOUNDS, 8, max_steps=3, precision=0.05), 0.001)
     assert [rate for rate, _, _ in climb.probes] == [8, 4, 2]
     assert climb.best is None
+    said = climb.never_met()
+    assert "none of the 3 rates that the climb tried kept ttft_ms.p99 <= 500; at 2 requests/s, the lowest, it is broken by" in said
 
 
 def test_noise_moves_the_boundary_little():

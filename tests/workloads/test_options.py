@@ -3,6 +3,7 @@ import re
 import pytest
 from pydantic import ValidationError
 
+from autotune import engines
 from autotune.workloads import get
 from autotune.workloads._load.presets import PRESETS
 from autotune.workloads.http import HttpOptions, HttpWorkload
@@ -112,3 +113,27 @@ def test_the_mean_request():
     traffic = {"input_tokens": {"uniform": [10, 30]}, "output_tokens": 8, "shared_prefix": {"tokens": 100}, "turns": 3}
     shape = HttpWorkload(options(traffic=traffic, load=[{"concurrency": 5}, {"concurrency": 9}])).request_shape()
     assert (shape.shared_tokens, shape.input_tokens, shape.output_tokens, shape.concurrency) == (128, 148, 8, 9)
+
+
+CONVERSATION = {"input_tokens": 100, "output_tokens": {"uniform": [100, 200]}, "turns": 3, "shared_prefix": {"tokens": 200}}
+TAIL = {"input_tokens": {"normal": {"mean": 100, "std": 100, "max": 9000}}, "output_tokens": 8}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fixed", "traffic", "path"),
+    [
+        ("vllm", {"max_model_len": 900}, CONVERSATION, "fixed.max_model_len"),
+        ("sglang", {"context_length": 900}, CONVERSATION, "fixed.context_length"),
+        ("sglang", {"context_length": 1100}, CONVERSATION, None),
+        ("vllm", {"max_model_len": "1k"}, CONVERSATION, None),
+        ("vllm", {}, {"input_tokens": 1 << 20, "output_tokens": 1}, "model"),
+        ("vllm", {"max_model_len": 512}, TAIL, None),
+    ],
+)
+def test_requests_that_need_more_context_than_the_engine_has_are_a_mistake(kind, fixed, traffic, path):
+    """But for so few that a level stays valid without them."""
+    engine = engines.get(kind)
+    made = engine(engine.Options(kind=kind, model="synthetic:tiny", fixed=fixed))
+    found = list(HttpWorkload(options(traffic=traffic)).against(made))
+    assert [one.path for one in found] == ([] if path is None else [path])
+    assert all("longer context" in str(one) for one in found)

@@ -104,6 +104,16 @@ class Climb:
         """Whether a rate was found that breaks the SLO; without one, `best` is only a lower bound."""
         return self._bracket()[1] is not None
 
+    def never_met(self) -> str:
+        """What to say of a climb whose every probe broke the SLO."""
+        rate, excess, _ = min(self.probes)
+        asked = " and ".join(f"{bound.metric} {bound.operator} {bound.limit:g}" for bound in self.bounds)
+        by = "it could not be measured" if excess == BROKEN else f"it is broken by {excess:.0%}"
+        return (
+            f"none of the {len(self.probes)} rates that the climb tried kept {asked}; at {rate:g} requests/s, the lowest, {by}. "
+            "Loosen it, or lower the climb's start"
+        )
+
     def _bracket(self) -> tuple[float | None, float | None]:
         """The highest good rate, and the lowest broken one above it."""
         ordered = sorted(self.probes)

@@ -169,6 +169,8 @@ class Run:
             if climb.ceiling is not None and climb.next_rate() is not None:
                 self._judge([{}, *later], dict.fromkeys(("slo_request_rate", "slo_goodput_per_s"), climb.ceiling))
         self._facts["climb_found_limit"] = climb.found_limit
+        if climb.best is None and climb.probes:
+            self._facts["missing"] = dict.fromkeys(("slo_request_rate", "slo_goodput_per_s"), climb.never_met())
         if climb.best is not None:
             self._totals["slo_request_rate"] = climb.best
             if "goodput_per_s" in rows[climb.best].metrics:
