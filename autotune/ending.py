@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 from autotune import proc
 from autotune.proc import Proc
+from autotune.resident import nameless_segments, remove
 
 _POLL_S = 0.05
 _TERM_OTHERS_S = 3.0
@@ -23,9 +24,11 @@ def end(
 ) -> tuple[int, tuple[int, ...]]:
     """End a tree: TERM to the leader (to all when it is gone), TERM to what outlives it, then KILL.
 
-    Returns how many needed KILL and which ids survived even that.
+    Shared memory that nobody can find once all of them have ended is removed: those that would remove it are often killed by
+    their own parents on the way out. Returns how many needed KILL and which ids survived even that.
     """
     deadline = time.monotonic() + grace_s
+    shared = nameless_segments(one.pid for one in members())
     first = [one for one in members() if one.pid == leader] or members()
     _signal_all(first, signal.SIGTERM)
     left = _await(members, deadline, reap_child, until=lambda left: all(one.pid != leader for one in left))
@@ -38,6 +41,8 @@ def end(
         killed |= {one.identity for one in left}
         _signal_all(left, signal.SIGKILL)
         left = _await(members, min(deadline, time.monotonic() + 0.5), reap_child)
+    if not left:
+        remove(shared)
     return len(killed), tuple(one.pid for one in left)
 
 

@@ -26,7 +26,7 @@ from autotune.logs import LogReader, tail
 from autotune.ports import answers_for, free_port, port_listener, wait_gone
 from autotune.proc import TAG_VARIABLE, Proc, make_tag, tagged
 from autotune.reaper import Reaped, make_apart, reap, scratch_root
-from autotune.resident import PeakMemory, nameless_segments, tree_memory_bytes
+from autotune.resident import PeakMemory, nameless_segments, remove, tree_memory_bytes
 from autotune.secrets import is_secret_name
 
 __all__ = [
@@ -95,6 +95,7 @@ class Process:
     identity: tuple[int, int]
     seen: set[tuple[int, int]] = field(default_factory=set)
     """Every member ever looked at, so that one that left session, tag and parent behind is still known."""
+    segments: set[Path] = field(default_factory=set)
     report: StopReport | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -127,17 +128,18 @@ class Process:
             time.sleep(poll_s)
         yield from reader.lines(final=True)
 
+    def note_segments(self) -> None:
+        """Remember the shared memory that nobody can find once the tree has died by itself."""
+        self.segments |= nameless_segments(one.pid for one in self.members())
+
     def stop(self, grace_s: float = 10.0) -> StopReport:
         """End the whole tree and await it: TERM to the leader, TERM to what it leaves, KILL to what ignores both. Idempotent."""
         with self._lock:
             if self.report is None or self.members():
                 before = time.monotonic()
-                # Those that would remove them are often killed by their own parents on the way out.
-                shared = nameless_segments(one.pid for one in self.members())
                 killed, survivors = end(self.members, self.pid, grace_s, reap_child=self.popen.poll)
-                for path in () if survivors else shared:
-                    with contextlib.suppress(OSError):
-                        path.unlink()
+                if not survivors:
+                    remove(self.segments)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.popen.wait(0.0 if survivors else 5.0)
                 self.report = StopReport(time.monotonic() - before, self.popen.poll(), killed, survivors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -81,6 +82,13 @@ def nameless_segments(pids: Iterable[int]) -> set[Path]:
             continue
         found |= {Path(name) for name in re.findall(r"/dev/shm/(?:psm_|sglang_loads_)[\w.]+(?=$)", text, re.MULTILINE)}
     return found
+
+
+def remove(segments: Iterable[Path]) -> None:
+    """Give back the memory of segments that are in nobody's use any more."""
+    for path in segments:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _statm_rss(pid: int) -> int:

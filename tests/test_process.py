@@ -283,17 +283,41 @@ time.sleep(60)
 """
 
 
-def test_shared_memory_that_nobody_can_find_any_more_is_removed(tmp_path):
+@pytest.fixture
+def sharing(tmp_path):
+    """A process with shared memory that has only a random name, and that memory's file."""
     log, kept = tmp_path / "log", Path("/dev/shm/autotune_test")
-    try:
-        with process.start([PYTHON, "-c", SHARED], env={}, cwd=tmp_path, log=log, tag=process.make_tag(tmp_path, "s", 1)) as one:
-            deadline = time.monotonic() + 30
-            while not log.read_text().endswith("\n"):
-                assert time.monotonic() < deadline and one.alive(), log.read_text()
-                time.sleep(0.02)
-            mine = Path("/dev/shm") / log.read_text().strip()
-            assert mine.exists()
-        assert not mine.exists()
-        assert kept.exists(), "one with a name of its own may be meant for others"
-    finally:
-        kept.unlink(missing_ok=True)
+    with process.start([PYTHON, "-c", SHARED], env={}, cwd=tmp_path, log=log, tag=process.make_tag(tmp_path, "s", 1)) as one:
+        deadline = time.monotonic() + 30
+        while not log.read_text().endswith("\n"):
+            assert time.monotonic() < deadline and one.alive(), log.read_text()
+            time.sleep(0.02)
+        mine = Path("/dev/shm") / log.read_text().strip()
+        assert mine.exists()
+        yield one, mine
+    assert kept.exists(), "one with a name of its own may be meant for others"
+    kept.unlink()
+
+
+def test_shared_memory_that_nobody_can_find_any_more_is_removed(sharing):
+    one, mine = sharing
+    one.stop()
+    assert not mine.exists()
+
+
+def test_shared_memory_of_what_died_by_itself_is_removed(sharing):
+    one, mine = sharing
+    one.note_segments()
+    one.popen.kill()
+    one.popen.wait()
+    assert mine.exists()
+    one.stop()
+    assert not mine.exists()
+
+
+def test_shared_memory_of_what_a_killed_driver_left_is_removed(sharing, tmp_path, monkeypatch):
+    one, mine = sharing
+    monkeypatch.setattr(proc, "driver_alive", lambda tag: False)
+    assert [len(reaped.pids) for reaped in process.reap(tmp_path)] == [1]
+    one.popen.wait()
+    assert not mine.exists()

@@ -19,11 +19,13 @@ class Clock:
     last: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def read(self, line: str) -> None:
+    def read(self, line: str) -> bool:
+        """Whether the line ends a phase."""
         for name, pattern in self.milestones:
             if name not in self.seconds and pattern.search(line):
                 self.end(name)
-                return
+                return True
+        return False
 
     def end(self, name: str) -> None:
         now = time.monotonic()

@@ -90,6 +90,7 @@ class ServingSession(Session):
             time.sleep(_POLL_S)
         self._read()
         self._clock.end("serve")
+        self._process.note_segments()
         self._check_owner(time.monotonic())
         facts = self._dialect.confirm(self._ask, self.log.read_text(errors="replace"))
         self._phase = Phase.MEASURE
@@ -146,8 +147,8 @@ class ServingSession(Session):
     def _read(self) -> None:
         """Follow the log; a fatal line ends the wait at once instead of at the timeout."""
         for line in self._lines.lines():
-            if self._phase is Phase.START:
-                self._clock.read(line)
+            if self._phase is Phase.START and self._clock.read(line):
+                self._process.note_segments()
             if self._dialect.fatal.search(line):
                 self._let_finish()
                 raise self._death()
