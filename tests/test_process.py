@@ -315,9 +315,18 @@ def test_shared_memory_of_what_died_by_itself_is_removed(sharing):
     assert not mine.exists()
 
 
-def test_shared_memory_of_what_a_killed_driver_left_is_removed(sharing, tmp_path, monkeypatch):
-    one, mine = sharing
-    monkeypatch.setattr(proc, "driver_alive", lambda tag: False)
-    assert [len(reaped.pids) for reaped in process.reap(tmp_path)] == [1]
-    one.popen.wait()
+def test_shared_memory_of_what_a_killed_driver_left_is_removed(tmp_path):
+    code = DRIVER.replace("'import os,time;os.fork();time.sleep(60)'", repr(SHARED))
+    with subprocess.Popen([PYTHON, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as driver:
+        try:
+            driver.stdout.readline()
+            while not (said := (tmp_path / "log").read_text()).endswith("\n"):
+                time.sleep(0.02)
+            mine = Path("/dev/shm") / said.strip()
+            assert mine.exists()
+        finally:
+            driver.kill()
+            driver.wait()
+            assert [len(reaped.pids) for reaped in process.reap(tmp_path)] == [1]
+            Path("/dev/shm/autotune_test").unlink(missing_ok=True)
     assert not mine.exists()
