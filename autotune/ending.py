@@ -28,9 +28,9 @@ def end(
     their own parents on the way out. Returns how many needed KILL and which ids survived even that.
     """
     deadline = time.monotonic() + grace_s
-    shared = nameless_segments(one.pid for one in members())
-    first = [one for one in members() if one.pid == leader] or members()
-    _signal_all(first, signal.SIGTERM)
+    present = members()
+    shared = nameless_segments(one.pid for one in present)
+    _signal_all([one for one in present if one.pid == leader] or present, signal.SIGTERM)
     left = _await(members, deadline, reap_child, until=lambda left: all(one.pid != leader for one in left))
     if left and time.monotonic() < deadline:
         _signal_all(left, signal.SIGTERM)
