@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,42 +19,51 @@ _DRAWS = 100
 """Enough that a setting which a fiftieth of the space has is seen in six of seven checks."""
 
 
-def mistakes(
-    study: Study,
-    text: Source,
-    space: Space,
-    engines: Mapping[str, Engine],
-    resolved: Mapping[str, Mapping[str, Value]],
-    named: Sequence[Configuration],
-) -> Iterator[Mistake]:
-    """Goals that no configuration could be scored by. `named` are the default ones and the study's own."""
-    tried = [*named, *_drawn(study, space, resolved)]
-    silent = [_unreported(one, space, engines, resolved) for one in tried]
-    places = [(("objectives", index), goal.selector.metric) for index, goal in enumerate(study.objectives)]
-    places += [(("constraints", index), goal.selector.metric) for index, goal in enumerate(study.constraints)]
-    for place, metric in places:
-        if all(metric in one for one in silent):
-            yield text.mistake(place, f"No trial of this study would report {metric}: {silent[0][metric]}")
+@dataclass(frozen=True)
+class Goals:
+    """A study's goals beside what its engines report. `resolved` is what each engine runs with where nobody sets anything;
+    `named` are the default configurations, which lead, and the study's own."""
 
+    study: Study
+    space: Space
+    engines: Mapping[str, Engine]
+    resolved: Mapping[str, Mapping[str, Value]]
+    named: Sequence[Configuration]
 
-def notes(
-    study: Study,
-    space: Space,
-    engines: Mapping[str, Engine],
-    resolved: Mapping[str, Mapping[str, Value]],
-    named: Sequence[Configuration],
-) -> Iterator[str]:
-    """Goals that some configurations could not be scored by, the default ones above all; those lead in `named`."""
-    first = [_unreported(one, space, engines, resolved) for one in named]
-    drawn = [_unreported(one, space, engines, resolved) for one in _drawn(study, space, resolved)]
-    goals = [objective.selector.metric for objective in study.objectives]
-    for metric in dict.fromkeys([*goals, *(constraint.selector.metric for constraint in study.constraints)]):
-        numbers = [number for number, one in enumerate(first) if metric in one]
-        if numbers:
-            where = " and ".join(_called(number, len(engines)) for number in numbers)
-            yield f"{metric} will be missing in {where}, which cannot be scored then: {first[numbers[0]][metric]}{_loss(numbers)}"
-        elif lost := [one[metric] for one in drawn if metric in one]:
-            yield f"{metric} will be missing in about {len(lost) / len(drawn):.0%} of the search's trials: {lost[0]}"
+    def mistakes(self, text: Source) -> Iterator[Mistake]:
+        """Goals that no configuration could be scored by."""
+        silent = [self._unreported(one) for one in (*self.named, *self._drawn())]
+        for place, metric in self._metrics():
+            if all(metric in one for one in silent):
+                yield text.mistake(place, f"No trial of this study would report {metric}: {silent[0][metric]}")
+
+    def notes(self) -> Iterator[str]:
+        """Goals that some configurations could not be scored by, the default ones above all."""
+        first = [self._unreported(one) for one in self.named]
+        drawn = [self._unreported(one) for one in self._drawn()]
+        for metric in dict.fromkeys(metric for _, metric in self._metrics()):
+            numbers = [number for number, one in enumerate(first) if metric in one]
+            if numbers:
+                where = " and ".join(_called(number, len(self.engines)) for number in numbers)
+                why = f"{first[numbers[0]][metric]}{_loss(numbers)}"
+                yield f"{metric} will be missing in {where}, which cannot be scored then: {why}"
+            elif lost := [one[metric] for one in drawn if metric in one]:
+                yield f"{metric} will be missing in about {len(lost) / len(drawn):.0%} of the search's trials: {lost[0]}"
+
+    def _metrics(self) -> Iterator[tuple[tuple[str, int], str]]:
+        """What the goals are about, each with its place in the study."""
+        yield from ((("objectives", index), goal.selector.metric) for index, goal in enumerate(self.study.objectives))
+        yield from ((("constraints", index), goal.selector.metric) for index, goal in enumerate(self.study.constraints))
+
+    def _unreported(self, one: Configuration) -> Mapping[str, str]:
+        values = {**self.resolved.get(one.engine, {}), **self.space.engines[one.engine].fixed, **one.values}
+        return self.engines[one.engine].unreported(values)
+
+    def _drawn(self) -> list[Configuration]:
+        """Random configurations that no rule forbids."""
+        random = np.random.default_rng(self.study.search.seed)
+        found = [self.space.decode(grid.draw(self.space, random)) for _ in range(_DRAWS)]
+        return [one for one in found if self.space.forbidden(one, self.resolved.get(one.engine)) is None]
 
 
 def _called(place: int, defaults: int) -> str:
@@ -65,17 +75,3 @@ def _loss(numbers: Sequence[int]) -> str:
     """What a study loses with its default."""
     gain = " Trial 0 is the default: without its score no gain is told and no finalist is measured again beside it."
     return gain if 0 in numbers else ""
-
-
-def _unreported(
-    one: Configuration, space: Space, engines: Mapping[str, Engine], resolved: Mapping[str, Mapping[str, Value]]
-) -> Mapping[str, str]:
-    values = {**resolved.get(one.engine, {}), **space.engines[one.engine].fixed, **one.values}
-    return engines[one.engine].unreported(values)
-
-
-def _drawn(study: Study, space: Space, resolved: Mapping[str, Mapping[str, Value]]) -> list[Configuration]:
-    """Random configurations that no rule forbids."""
-    random = np.random.default_rng(study.search.seed)
-    found = [space.decode(grid.draw(space, random)) for _ in range(_DRAWS)]
-    return [one for one in found if space.forbidden(one, resolved.get(one.engine)) is None]

@@ -16,7 +16,8 @@ def on(plan: Plan, at_once: int) -> Iterator[str]:
     """Sentences on a plan that will run; `at_once` trials of it side by side."""
     yield from _backwards(plan)
     yield from _fewer_at_once(plan, at_once)
-    yield from goal_checks.notes(plan.study, plan.space, plan.engines, plan.resolved, (*plan.defaults(), *plan.first))
+    named = (*plan.defaults(), *plan.first)
+    yield from goal_checks.Goals(plan.study, plan.space, plan.engines, plan.resolved, named).notes()
     for kind, space in plan.space.engines.items():
         watched = plan.guard.engines[kind]
         if watched.lossy:
@@ -27,9 +28,9 @@ def on(plan: Plan, at_once: int) -> Iterator[str]:
         resolved = plan.resolved.get(kind)
         if resolved and plan.space.encode(Configuration(engine=kind), resolved) is None:
             yield f"{kind}: the default lies outside the search space; it is the baseline and is not shown to the sampler."
-    if (named := len(plan.engines) + len(plan.first)) > plan.study.budget.trials:
+    if len(named) > plan.study.budget.trials:
         budget = plan.study.budget.trials
-        yield f"{named} trials are named, the defaults among them, and {budget} are the budget: the last are left out."
+        yield f"{len(named)} trials are named, the defaults among them, and {budget} are the budget: the last are left out."
     if plan.study.budget.trials < 2 * len(plan.study.objectives) + 3:
         goals = len(plan.study.objectives)
         yield f"{plan.study.budget.trials} trials are few for {goals} objectives; expect little beyond the default."

@@ -147,7 +147,8 @@ def confirm(plan: Plan) -> Plan:
     if len(known) == len(plan.engines):
         collected.extend(flag_checks.expressions(plan.study, plan.text, plan.space, known))
         named = (*plan.defaults(), *plan.first)
-        collected.extend(goal_checks.mistakes(plan.study, plan.text, space, plan.engines, resolved, named))
+        goals = goal_checks.Goals(plan.study, space, plan.engines, resolved, named)
+        collected.extend(goals.mistakes(plan.text))
         collected.extend(checks.sampler(plan.study, plan.text, space))
         collected.extend(checks.possible(plan.study, plan.text, space, resolved))
     collected.finish()

@@ -23,8 +23,8 @@ def asked(folder, algorithm="grpo", fixed="{}", more="", values="", first=(), be
     made = plan.read(folder / "study.yaml", folder / "store")
     named = (*made.defaults(), *(Configuration(engine="trl", values=one) for one in first))
     resolved = {"trl": {"beta": beta}}
-    wrong = list(goal_checks.mistakes(made.study, made.text, made.space, made.engines, resolved, named))
-    return wrong, list(goal_checks.notes(made.study, made.space, made.engines, resolved, named))
+    goals = goal_checks.Goals(made.study, made.space, made.engines, resolved, named)
+    return list(goals.mistakes(made.text)), list(goals.notes())
 
 
 def test_a_goal_that_no_trial_reports_is_a_mistake_at_its_place(tmp_path):
