@@ -10,19 +10,16 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from autotune import metrics, proc, process
-from autotune.advice import advice
+from autotune import failures, metrics, proc, process
 from autotune.answers import FACT
 from autotune.engines.base import Context, Engine, Launch, Session
 from autotune.errors import AutotuneError
+from autotune.failures import Remains
 from autotune.secrets import redact, redact_argv, redact_env
 from autotune.trial import (
     Failed,
@@ -41,12 +38,8 @@ from autotune.workloads.base import Progress, Workload
 
 __all__ = ["TrialJob", "evaluate"]
 
-_EVIDENCE_LINES = 12
-_LOG_BYTES = 512 * 1024
-_GENERIC = (FailureKind.CRASHED, FailureKind.UNHEALTHY, FailureKind.START_TIMEOUT, FailureKind.INCOMPLETE)
 _OF_WINDOWS = frozenset(metric.name for metric in metrics.TABLE if metric.scope == "row")
 """Over an engine's whole life these would be diluted by its start."""
-_SPECIFIC = (FailureKind.OUT_OF_MEMORY, FailureKind.INVALID_CONFIG)
 
 
 def evaluate(job: TrialJob, engine: Engine, workload: Workload, context: Context, progress: Progress) -> TrialRecord:
@@ -97,7 +90,7 @@ class _Life:
     resources: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, float] | None = None
     """The resources at the end of the load, where something else was asked of the engine after it."""
-    oom_kills: int = field(default_factory=lambda: _oom_kills())
+    oom_kills: int = field(default_factory=failures.oom_kills)
 
     @property
     def port(self) -> int | None:
@@ -133,7 +126,7 @@ def _attempt(life: _Life) -> Outcome:
     except AutotuneError as error:
         return Failed(kind=FailureKind.MACHINE_FAULT, phase=life.phase, evidence=(redact(str(error)),))
     except Exception as error:
-        return _defect(life, error)
+        return failures.defect(error, life.phase, life.context.folder)
 
 
 def _measure(life: _Life) -> Measurement:
@@ -177,7 +170,7 @@ def _with_answers(measurement: Measurement, life: _Life, session: Session) -> Me
     except TrialFailed as error:
         found = {"unchecked": redact(" ".join(error.failed.evidence[:1]))}
     except Exception as error:
-        _keep_traceback(life.context.folder, error)
+        failures.keep_traceback(life.context.folder, error)
         found = {"unchecked": redact(f"{type(error).__name__}: {error}")}
     return measurement.model_copy(update={"facts": {**measurement.facts, FACT: found}})
 
@@ -200,7 +193,7 @@ def _stop(life: _Life, session: Session) -> None:
         life.stop_facts = session.stop()
         life.resources = session.resources()
     except Exception as error:
-        _keep_traceback(life.context.folder, error)
+        failures.keep_traceback(life.context.folder, error)
         life.stop_facts = {**life.stop_facts, "error": redact(f"{type(error).__name__}: {error}")}
     finally:
         _sweep(life)
@@ -239,64 +232,8 @@ def _checked(measurement: Measurement) -> Measurement:
 
 
 def _finished(life: _Life, outcome: Outcome) -> Outcome:
-    """A failure with the engine's own decisive lines and advice; a measurement as it is."""
+    """A failure with its reason and advice; a measurement as it is."""
     if isinstance(outcome, Measured):
         return outcome
-    failed = outcome
-    try:
-        failed = _diagnosed(life, failed)
-    except Exception as error:
-        _keep_traceback(life.context.folder, error)
-    training = life.engine.serves == "training"
-    said = failed.advice or advice(failed.kind, failed.phase, training=training)
-    evidence = tuple(redact(line)[:2000] for line in failed.evidence)[: 2 * _EVIDENCE_LINES]
-    return failed.model_copy(update={"advice": said, "evidence": evidence})
-
-
-def _diagnosed(life: _Life, failed: Failed) -> Failed:
-    """Asks the engine what its log says. A vague kind gives way to a specific one; a specific one is kept."""
-    if failed.kind not in _GENERIC:
-        return failed
-    log = _log_text(life.context.folder)
-    returncode = life.stop_facts.get("returncode")
-    found = life.engine.diagnose(log, returncode)
-    if found is not None:
-        better = found.kind in _SPECIFIC or failed.kind is FailureKind.CRASHED
-        evidence = tuple(dict.fromkeys((*found.evidence, *failed.evidence)))
-        update = {"evidence": evidence, "kind": found.kind if better else failed.kind}
-        return failed.model_copy(update=update | ({"advice": found.advice} if better else {}))
-    if failed.kind is FailureKind.CRASHED and _oom_kills() > life.oom_kills:
-        line = "The kernel ended a process for lack of main memory while the trial ran."
-        return failed.model_copy(update={"kind": FailureKind.OUT_OF_MEMORY, "evidence": (line, *failed.evidence)})
-    if failed.kind is FailureKind.CRASHED and returncode == -signal.SIGKILL and life.job.attempt == 1:
-        line = "The engine was killed from outside: signal 9, and its log gives no reason. Happening twice, it counts as a crash."
-        return failed.model_copy(update={"kind": FailureKind.MACHINE_FAULT, "evidence": (line, *failed.evidence), "advice": ""})
-    return failed if failed.evidence else failed.model_copy(update={"evidence": tuple(log.splitlines()[-_EVIDENCE_LINES:])})
-
-
-def _log_text(folder: Path) -> str:
-    """The ends of the trial's logs."""
-    return "\n".join(line for log in sorted(folder.glob("*.log")) for line in process.tail(log, 5000, _LOG_BYTES))
-
-
-def _defect(life: _Life, error: Exception) -> Failed:
-    """An error nobody expected: a machine's, or ours. Never a score, and told with its traceback."""
-    _keep_traceback(life.context.folder, error)
-    lines = [line for text in traceback.format_exception(error) for line in text.rstrip().splitlines()]
-    evidence = (f"{type(error).__name__}: {error}", *lines[-4:], "The whole traceback is in traceback.txt of the trial's folder.")
-    return Failed(kind=FailureKind.MACHINE_FAULT, phase=life.phase, evidence=tuple(dict.fromkeys(evidence)))
-
-
-def _keep_traceback(folder: Path, error: BaseException) -> None:
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "traceback.txt").write_text(redact("".join(traceback.format_exception(error))))
-
-
-def _oom_kills() -> int:
-    """How many processes the kernel has ended for lack of memory since boot; 0 where it does not count them."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
+    remains = Remains(life.context.folder, life.stop_facts.get("returncode"), life.job.attempt, life.oom_kills)
+    return failures.explained(outcome, life.engine, remains)
