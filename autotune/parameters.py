@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from autotune.distributions import Choice, Distribution, FloatRange, IntRange, category, within
 from autotune.expression import ExpressionError, parse
 from autotune.trial import Frozen, Scalar, Value
 
 MAX_INTEGER = 1 << 53
 """Beyond it a whole number is no longer exact as a float, which samplers compute in."""
-
-
-@dataclass(frozen=True)
-class IntRange:
-    """Whole numbers from low to high, both included."""
-
-    low: int
-    high: int
-    step: int = 1
-    log: bool = False
-
-
-@dataclass(frozen=True)
-class FloatRange:
-    """Numbers from low to high, both included; `step` None is continuous."""
-
-    low: float
-    high: float
-    step: float | None = None
-    log: bool = False
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Unordered values."""
-
-    values: tuple[Scalar, ...]
-
-
-Distribution = IntRange | FloatRange | Choice
 
 
 def checked(text: str | None) -> str | None:
@@ -94,7 +63,7 @@ class Parameter(Frozen):
 
     def encode(self, name: str, values: Mapping[str, Value]) -> Scalar:
         """The sampled value for the engine's parameters. Raises LookupError when it is not in the space."""
-        return _within(self.distribution(), values[name])
+        return within(self.distribution(), values[name])
 
 
 class _Ranged(Parameter):
@@ -166,7 +135,7 @@ class PowerOfTwoParameter(_Ranged):
         value = values[name]
         if not isinstance(value, int) or value <= 0 or value & (value - 1):
             raise LookupError(f"{name}={value!r} is not a power of two")
-        return _within(self.distribution(), value.bit_length() - 1)
+        return within(self.distribution(), value.bit_length() - 1)
 
 
 class ValuesParameter(Parameter):
@@ -203,18 +172,18 @@ class CategoricalParameter(Parameter):
     @field_validator("values")
     @classmethod
     def _distinct(cls, values: tuple[Value, ...]) -> tuple[Value, ...]:
-        if len({_key(value) for value in values}) < len(values):
+        if len({category(value) for value in values}) < len(values):
             raise ValueError("A value stands twice")
         return values
 
     def distribution(self) -> Distribution:
-        return Choice(tuple(_key(value) for value in self.values))
+        return Choice(tuple(category(value) for value in self.values))
 
     def decode(self, name: str, internal: Scalar) -> dict[str, Value]:
-        return {name: next(value for value in self.values if _key(value) == internal)}
+        return {name: next(value for value in self.values if category(value) == internal)}
 
     def encode(self, name: str, values: Mapping[str, Value]) -> Scalar:
-        return _within(self.distribution(), _key(values[name]))
+        return within(self.distribution(), category(values[name]))
 
 
 class FlagParameter(Parameter):
@@ -241,16 +210,16 @@ class TupleParameter(Parameter):
         return self
 
     def distribution(self) -> Distribution:
-        return Choice(tuple(_key(list(entry)) for entry in self.values))
+        return Choice(tuple(category(list(entry)) for entry in self.values))
 
     def decode(self, name: str, internal: Scalar) -> dict[str, Value]:
-        entry = next((entry for entry in self.values if _key(list(entry)) == internal), None)
+        entry = next((entry for entry in self.values if category(list(entry)) == internal), None)
         if entry is None:
             raise LookupError(f"{internal!r} is none of the values of {name}")
         return dict(zip(self.members, entry, strict=True))
 
     def encode(self, name: str, values: Mapping[str, Value]) -> Scalar:
-        return _within(self.distribution(), _key([values[member] for member in self.members]))
+        return within(self.distribution(), category([values[member] for member in self.members]))
 
 
 class DerivedParameter(Parameter):
@@ -287,23 +256,3 @@ AnyParameter = Annotated[
     | FixedParameter,
     Field(discriminator="kind"),
 ]
-
-
-def _within(distribution: Distribution | None, value: Value) -> Scalar:
-    """`value` when the distribution holds it. Raises LookupError."""
-    if isinstance(distribution, Choice):
-        if any(type(value) is type(option) and value == option for option in distribution.values):
-            return value  # type: ignore[no-any-return]
-    elif distribution is not None and isinstance(value, int | float) and not isinstance(value, bool):
-        inside = distribution.low <= value <= distribution.high
-        steps = (value - distribution.low) / distribution.step if distribution.step else 0.0
-        if inside and abs(steps - round(steps)) < 1e-6:
-            return value
-    raise LookupError(f"{value!r} is outside {distribution}")
-
-
-def _key(value: Value) -> Scalar:
-    """A category as the sampler stores it: scalars as they are, lists and mappings as canonical JSON."""
-    if value is None or isinstance(value, list | dict | tuple):
-        return json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return value  # type: ignore[no-any-return]

@@ -12,15 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pydantic import Field, field_validator
 
+from autotune.distributions import Choice, Distribution, size
 from autotune.expression import Expression, Unknown, parse
 from autotune.parameters import (
     AnyParameter,
-    Choice,
     DerivedParameter,
-    Distribution,
     FixedParameter,
-    FloatRange,
-    IntRange,
     Parameter,
     TupleParameter,
     checked,
@@ -33,12 +30,8 @@ Point = dict[str, Scalar]
 Choose = Callable[[str, Distribution], Scalar]
 
 __all__ = [
-    "Choice",
     "Choose",
-    "Distribution",
     "EngineSpace",
-    "FloatRange",
-    "IntRange",
     "OwnRules",
     "Point",
     "Rule",
@@ -263,20 +256,10 @@ class Space:
 
     def size(self) -> float:
         """How many points there are; infinite with a continuous parameter. Conditions are ignored."""
-        return sum(math.prod(_count(p.distribution()) for _, p in space.sampled()) for space in self.engines.values())
+        return sum(math.prod(size(p.distribution()) for _, p in space.sampled()) for space in self.engines.values())
 
 
 def _of_the_default(rule: Rule, given: Mapping[str, Value], configuration: Configuration) -> bool:
     """Whether what a rule holds of is the engine's default and not the configuration."""
     told = isinstance(rule, StudyRule) and not rule.expression.names.isdisjoint(configuration.values)
     return rule.expression.holds(given) and not told
-
-
-def _count(distribution: Distribution | None) -> float:
-    if isinstance(distribution, Choice):
-        return len(distribution.values)
-    if isinstance(distribution, IntRange):
-        return (distribution.high - distribution.low) // distribution.step + 1
-    if isinstance(distribution, FloatRange) and distribution.step is not None:
-        return math.floor((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
-    return math.inf

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from autotune import conditions, spaces
-from autotune.space import Choice, EngineSpace, FloatRange, IntRange, Space, SpaceFile, StudyRule
+from autotune.distributions import Choice, FloatRange, IntRange
+from autotune.space import EngineSpace, Space, SpaceFile, StudyRule
 from autotune.trial import Configuration
 
 FILE = SpaceFile.model_validate(

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from autotune.space import Choice, Distribution, IntRange, Point, Space
+from autotune.distributions import Choice, Distribution, IntRange
+from autotune.space import Point, Space
 from autotune.trial import Scalar
 
 LEVELS = 5

@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
+from autotune.distributions import Distribution
 from autotune.pareto import joined
 from autotune.score import Direction, Reached, Score
 from autotune.search.samplers import SharedTrial, to_optuna, told
-from autotune.space import Distribution, Space
+from autotune.space import Space
 from autotune.trial import Scalar
 
 FEASIBLE = "feasible"

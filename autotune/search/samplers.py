@@ -20,9 +20,10 @@ from optuna.samplers import BaseGASampler, BaseSampler, NSGAIISampler, RandomSam
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from autotune.distributions import Choice, Distribution, IntRange
 from autotune.errors import AutotuneError, InvalidInput, MissingPrerequisite, Mistake, nearest
 from autotune.score import Direction
-from autotune.space import Choice, Distribution, IntRange, Point, Space
+from autotune.space import Point, Space
 from autotune.trial import Scalar, Value
 
 NAMES = ("auto", "tpe", "gp", "random", "grid", "nsga2")

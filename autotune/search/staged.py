@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from autotune.distributions import Distribution
 from autotune.search import grid
-from autotune.space import Distribution, Point, Space
+from autotune.space import Point, Space
 from autotune.trial import Scalar
 
 TRIALS = 4

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune import exporters, process, resident, spaces
+from autotune.distributions import Choice, Distribution, IntRange
 from autotune.engines import _flags, _sglang_cpu, _sglang_log
 from autotune.engines import _sglang_args as args
 from autotune.engines import sglang as sglang_module
@@ -20,7 +21,6 @@ from autotune.engines.base import Context, Flag
 from autotune.engines.sglang import SglangEngine
 from autotune.errors import InvalidInput, MissingPrerequisite
 from autotune.exporters.base import Winner
-from autotune.parameters import Choice, Distribution, IntRange
 from autotune.space import EngineSpace, Space
 from autotune.trial import Configuration, FailureKind, Scalar, TrialFailed
 
