@@ -16,9 +16,9 @@ from autotune.estimates import Gain, Noise
 from autotune.metrics import lookup
 from autotune.pareto import Direction
 from autotune.quality import Guard, Review
+from autotune.rules import OwnRules, StudyRule
 from autotune.score import Objective, Score, Selector, score, unsteady, value_of
 from autotune.secrets import redact
-from autotune.space import OwnRules, StudyRule
 from autotune.stats import Interval
 from autotune.study import Study
 from autotune.trial import CLIENT_LATE, Configuration, Failed, FailureKind, Origin, TrialFailed, TrialRecord

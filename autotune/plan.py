@@ -11,9 +11,10 @@ from autotune import answers, bar, checks, engines, flag_checks, goal_checks, gp
 from autotune.engines.base import Engine, Identity, Verdict
 from autotune.errors import InvalidInput, Mistake
 from autotune.quality import Guard, Watched
+from autotune.rules import OwnRules
 from autotune.search import samplers
 from autotune.source import Place, Source
-from autotune.space import OwnRules, Space
+from autotune.space import Space
 from autotune.study import Study
 from autotune.trial import Configuration, Value
 from autotune.workloads.base import Workload

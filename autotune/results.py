@@ -18,7 +18,7 @@ from autotune import study as studies
 from autotune.analysis import Analysis, total_seconds
 from autotune.errors import NotFound, NothingMeasured, nearest
 from autotune.quality import QUALITY, Guard
-from autotune.space import OwnRules
+from autotune.rules import OwnRules
 from autotune.trial import TrialRecord
 
 RULES = "rules"

@@ -10,18 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from autotune.conditions import settable
 from autotune.distributions import Choice, Distribution, size
-from autotune.expression import Expression, Unknown, parse
-from autotune.parameters import (
-    AnyParameter,
-    DerivedParameter,
-    FixedParameter,
-    Parameter,
-    TupleParameter,
-    checked,
-)
+from autotune.expression import Unknown, parse
+from autotune.parameters import AnyParameter, DerivedParameter, FixedParameter, Parameter, TupleParameter
+from autotune.rules import OwnRules, Rule, StudyRule, of_the_default
 from autotune.trial import Configuration, Frozen, Scalar, Value, digest_of
 
 Point = dict[str, Scalar]
@@ -29,59 +24,7 @@ Point = dict[str, Scalar]
 
 Choose = Callable[[str, Distribution], Scalar]
 
-__all__ = [
-    "Choose",
-    "EngineSpace",
-    "OwnRules",
-    "Point",
-    "Rule",
-    "Space",
-    "SpaceFile",
-    "StudyRule",
-]
-
-
-class Rule(Frozen):
-    """A combination that is known to be impossible, and why."""
-
-    rule: str
-    reason: str
-
-    _rule = field_validator("rule")(checked)
-
-    @property
-    def expression(self) -> Expression:
-        return parse(self.rule)
-
-    def __str__(self) -> str:
-        return f"{self.rule}: {self.reason}"
-
-
-class StudyRule(Rule):
-    """A combination that a study's user does not want."""
-
-
-class OwnRules(Frozen):
-    """What a study's user does not want of one engine; the ledger keeps it as a note, for whoever judges the trials.
-
-    `known` is what the rules read that a configuration need not say: the values of the engine's default, and fixed ones.
-    """
-
-    rules: tuple[StudyRule, ...] = ()
-    known: Mapping[str, Value] = Field(default_factory=dict)
-    when: Mapping[str, str] = Field(default_factory=dict)
-    """The conditions under which the engine uses what is known of a parameter: elsewhere no rule holds of it."""
-
-    def forbid(self, configuration: Configuration) -> StudyRule | None:
-        """The first rule that a configuration breaks; the default itself is no exception."""
-        return next(self.broken(configuration), None)
-
-    def broken(self, configuration: Configuration) -> Iterator[StudyRule]:
-        """The rules that hold of what a configuration runs with."""
-        given = {**self.known, **configuration.values}
-        unused = {name for name, condition in self.when.items() if not parse(condition).holds(given)} - configuration.values.keys()
-        values = {name: value for name, value in given.items() if name not in unused}
-        yield from (rule for rule in self.rules if rule.expression.holds(values))
+__all__ = ["Choose", "EngineSpace", "Point", "Rule", "Space", "SpaceFile", "StudyRule"]
 
 
 class SpaceFile(Frozen):
@@ -121,10 +64,7 @@ class EngineSpace(Frozen):
 
     def names(self) -> frozenset[str]:
         """Every engine parameter that a configuration can set."""
-        found: set[str] = set()
-        for name, parameter in self.parameters.items():
-            found.update(parameter.members if isinstance(parameter, TupleParameter) else [name])
-        return frozenset(found)
+        return settable(self.parameters)
 
     def telling(self) -> Iterator[Rule]:
         """The rules that a configuration can break: they read something that it sets."""
@@ -252,14 +192,8 @@ class Space:
         given = {**(facts or {}), **space.fixed}
         values = {**given, **configuration.values}
         broken = (rule for rule in space.forbid if rule.expression.holds(values))
-        return next((rule for rule in broken if not (facts and _of_the_default(rule, given, configuration))), None)
+        return next((rule for rule in broken if not (facts and of_the_default(rule, given, configuration))), None)
 
     def size(self) -> float:
         """How many points there are; infinite with a continuous parameter. Conditions are ignored."""
         return sum(math.prod(size(p.distribution()) for _, p in space.sampled()) for space in self.engines.values())
-
-
-def _of_the_default(rule: Rule, given: Mapping[str, Value], configuration: Configuration) -> bool:
-    """Whether what a rule holds of is the engine's default and not the configuration."""
-    told = isinstance(rule, StudyRule) and not rule.expression.names.isdisjoint(configuration.values)
-    return rule.expression.holds(given) and not told

@@ -8,7 +8,7 @@ from autotune import export, finalists, live, plan, policy, results, run, tables
 from autotune.agenda import Agenda
 from autotune.errors import NothingMeasured
 from autotune.ledger import Ledger
-from autotune.space import OwnRules, StudyRule
+from autotune.rules import OwnRules, StudyRule
 from autotune.study import Finalists
 from autotune.trial import Configuration, Origin, TrialJob
 

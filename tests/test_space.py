@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from autotune import conditions, spaces
 from autotune.distributions import Choice, FloatRange, IntRange
-from autotune.space import EngineSpace, Space, SpaceFile, StudyRule
+from autotune.rules import StudyRule
+from autotune.space import EngineSpace, Space, SpaceFile
 from autotune.trial import Configuration
 
 FILE = SpaceFile.model_validate(

@@ -10,9 +10,10 @@ import yaml
 from autotune.engines.base import Context
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
 from autotune.feasibility.cut import Cut
+from autotune.rules import Rule
 from autotune.score import Constraint, Objective, Score, Selector, score
 from autotune.search import Driver, Proposal
-from autotune.space import EngineSpace, Rule, Space, SpaceFile
+from autotune.space import EngineSpace, Space, SpaceFile
 from autotune.study import Search
 from autotune.trial import Configuration, Measured, TrialFailed, TrialRecord
 from autotune.workloads.recorded import RecordedWorkload, RecordedWorkloadOptions

@@ -8,8 +8,8 @@ import recorded_study as support
 from autotune import source, study
 from autotune.engines.base import Identity
 from autotune.ledger import Ledger
+from autotune.rules import StudyRule
 from autotune.search import warm_start
-from autotune.space import StudyRule
 from autotune.study import Search
 from autotune.trial import Configuration
 
