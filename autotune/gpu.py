@@ -1,25 +1,23 @@
-"""GPUs: which there are, what a trial used of them, and whether their memory is back.
+"""GPUs: which there are, and what a trial used of them.
 
-The only room that uses NVML. Without NVML or a GPU everything here answers with nothing and raises nothing.
+Without NVML or a GPU everything here answers with nothing and raises nothing.
 """
 
 from __future__ import annotations
 
 import bisect
-import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from autotune.errors import AutotuneError
+from autotune.gpu_memory import baseline
+from autotune.nvml import ask
 from autotune.proc import Proc
 from autotune.sampling import TreeSampler
 
-TOLERANCE_BYTES = 512 << 20
-"""How far above its idle baseline a GPU may stay: drivers keep a few hundred MiB for a while."""
-_SETTLED_BYTES = 16 << 20
 _GIB = float(1 << 30)
 _THROTTLES = {
     0x4: "power cap",
@@ -40,33 +38,9 @@ class Device:
     total_bytes: int
 
 
-@functools.cache
-def _nvml() -> Any | None:
-    """The initialised NVML bindings; None when there is no driver."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # the bindings raise their own kinds, and an OSError for a broken library
-        return None
-    return pynvml
-
-
-def _ask(name: str, *arguments: Any) -> Any | None:
-    """One NVML query; None when the device or the driver does not answer it."""
-    library = _nvml()
-    function = getattr(library, name, None)
-    if library is None or function is None:
-        return None
-    try:
-        return function(*arguments)
-    except library.NVMLError:
-        return None
-
-
 def devices() -> list[Device]:
     """The GPUs this process may use: all that NVML lists, or those that CUDA_VISIBLE_DEVICES names."""
-    found = [device for index in range(_ask("nvmlDeviceGetCount") or 0) if (device := _device(index)) is not None]
+    found = [device for index in range(ask("nvmlDeviceGetCount") or 0) if (device := _device(index)) is not None]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return found
@@ -90,53 +64,8 @@ def visible(gpus: Sequence[int]) -> dict[str, str]:
 def near_processors(index: int) -> tuple[int, ...]:
     """The processors on the GPU's own NUMA node; empty when NVML does not tell."""
     count = (os.cpu_count() or 1) // 64 + 1
-    words = _ask("nvmlDeviceGetCpuAffinity", _ask("nvmlDeviceGetHandleByIndex", index), count) or ()
+    words = ask("nvmlDeviceGetCpuAffinity", ask("nvmlDeviceGetHandleByIndex", index), count) or ()
     return tuple(64 * place + bit for place, word in enumerate(words) for bit in range(64) if int(word) >> bit & 1)
-
-
-def used_bytes(index: int) -> int | None:
-    """Memory of the GPU that is in use by anybody."""
-    info = _ask("nvmlDeviceGetMemoryInfo", _ask("nvmlDeviceGetHandleByIndex", index))
-    return None if info is None else int(info.used)
-
-
-def baseline(gpus: Iterable[int]) -> dict[int, int]:
-    """Memory in use on each GPU now, to be taken while it is idle."""
-    return {index: used for index in gpus if (used := used_bytes(index)) is not None}
-
-
-def idle_baseline(gpus: Iterable[int], timeout_s: float = 10.0) -> dict[int, int]:
-    """As `baseline`, once no GPU's memory falls any more: what was ended a moment ago may still be giving memory back."""
-    deadline = time.monotonic() + timeout_s
-    found = baseline(gpus)
-    while found and time.monotonic() < deadline:
-        time.sleep(0.5)
-        before, found = found, baseline(found)
-        if all(before[index] - used < _SETTLED_BYTES for index, used in found.items()):
-            break
-    return found
-
-
-def wait_memory_back(idle: Mapping[int, int], timeout_s: float = 60.0, tolerance_bytes: int = TOLERANCE_BYTES) -> dict[int, int]:
-    """Wait until each GPU is back at its idle baseline. Returns the bytes still held on those that are not."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        held = {index: (used_bytes(index) or 0) - idle[index] for index in idle}
-        held = {index: extra for index, extra in held.items() if extra > tolerance_bytes}
-        if not held or time.monotonic() >= deadline:
-            return held
-        time.sleep(0.2)
-
-
-def quarantine_message(index: int, held_bytes: int) -> str:
-    """Says which GPU is not used any more, why, and who holds it."""
-    running = _ask("nvmlDeviceGetComputeRunningProcesses", _ask("nvmlDeviceGetHandleByIndex", index)) or []
-    holders = ", ".join(str(process.pid) for process in running)
-    who = f"held by process {holders}" if holders else "held by no process that the driver lists"
-    return (
-        f"GPU {index} is quarantined: {held_bytes / _GIB:.1f} GiB above its idle baseline did not come back after a trial ({who}). "
-        "The study goes on without it."
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +88,7 @@ class Sampler(TreeSampler):
         self.gpus = tuple(gpus)
         self.samples: list[Sample] = []
         self.idle_bytes = sum(baseline(gpus).values())
-        self._handles = [_ask("nvmlDeviceGetHandleByIndex", index) for index in gpus]
+        self._handles = [ask("nvmlDeviceGetHandleByIndex", index) for index in gpus]
         self._clocks: list[float] = []
         self._throttles: dict[str, int] = {}
 
@@ -200,9 +129,9 @@ class Sampler(TreeSampler):
         self.samples.append(self._sample(pids))
 
     def _sample(self, pids: frozenset[int]) -> Sample:
-        memory = [_ask("nvmlDeviceGetMemoryInfo", handle) for handle in self._handles]
-        rates = [_ask("nvmlDeviceGetUtilizationRates", handle) for handle in self._handles]
-        energy = [_ask("nvmlDeviceGetTotalEnergyConsumption", handle) for handle in self._handles]
+        memory = [ask("nvmlDeviceGetMemoryInfo", handle) for handle in self._handles]
+        rates = [ask("nvmlDeviceGetUtilizationRates", handle) for handle in self._handles]
+        energy = [ask("nvmlDeviceGetTotalEnergyConsumption", handle) for handle in self._handles]
         return Sample(
             at=time.monotonic(),
             device_bytes=None if None in memory else sum(int(info.used) for info in memory if info is not None),
@@ -213,23 +142,23 @@ class Sampler(TreeSampler):
 
     def _look_at_clocks(self) -> None:
         for handle in self._handles:
-            clock = _ask("nvmlDeviceGetClockInfo", handle, 1)  # 1 is NVML_CLOCK_SM
+            clock = ask("nvmlDeviceGetClockInfo", handle, 1)  # 1 is NVML_CLOCK_SM
             if clock is not None:
                 self._clocks.append(float(clock))
-            reasons = _ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
+            reasons = ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
             if reasons is None:
-                reasons = _ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle) or 0
+                reasons = ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle) or 0
             for bit, name in _THROTTLES.items():
                 if reasons & bit:
                     self._throttles[name] = self._throttles.get(name, 0) + 1
 
 
 def _device(index: int) -> Device | None:
-    handle = _ask("nvmlDeviceGetHandleByIndex", index)
-    memory = _ask("nvmlDeviceGetMemoryInfo", handle)
+    handle = ask("nvmlDeviceGetHandleByIndex", index)
+    memory = ask("nvmlDeviceGetMemoryInfo", handle)
     if handle is None or memory is None:
         return None
-    return Device(index, _text(_ask("nvmlDeviceGetUUID", handle)), _text(_ask("nvmlDeviceGetName", handle)), int(memory.total))
+    return Device(index, _text(ask("nvmlDeviceGetUUID", handle)), _text(ask("nvmlDeviceGetName", handle)), int(memory.total))
 
 
 def _index(part: str) -> int:
@@ -254,7 +183,7 @@ def _of_processes(handles: Sequence[Any], pids: frozenset[int]) -> int | None:
     """
     total, seen = 0, False
     for handle in handles:
-        for process in _ask("nvmlDeviceGetComputeRunningProcesses", handle) or ():
+        for process in ask("nvmlDeviceGetComputeRunningProcesses", handle) or ():
             if process.pid in pids:
                 if process.usedGpuMemory is None:
                     return None

@@ -91,7 +91,7 @@ def test_a_share_is_divided_completely():
 
 def test_the_processors_near_a_gpu_are_read_from_the_drivers_mask(monkeypatch):
     answers = {"nvmlDeviceGetHandleByIndex": "handle", "nvmlDeviceGetCpuAffinity": [0b101, 1]}
-    monkeypatch.setattr(gpu, "_ask", lambda name, *arguments: answers[name])
+    monkeypatch.setattr(gpu, "ask", lambda name, *arguments: answers[name])
     assert gpu.near_processors(0) == (0, 2, 64)
-    monkeypatch.setattr(gpu, "_ask", lambda name, *arguments: None)
+    monkeypatch.setattr(gpu, "ask", lambda name, *arguments: None)
     assert gpu.near_processors(0) == ()

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from autotune import gpu, proc
+from autotune import gpu, gpu_memory, proc
+from autotune import nvml as nvidia
 from autotune.errors import AutotuneError
 from autotune.leases import Leases
 
@@ -18,15 +19,15 @@ sys.path.insert(0, str(Path(__file__).parent / "executors"))
 @pytest.fixture
 def nvml(monkeypatch):
     library = importlib.import_module("test_local").FakeNvml()
-    monkeypatch.setattr(gpu, "_nvml", lambda: library)
+    monkeypatch.setattr(nvidia, "library", lambda: library)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return library
 
 
 def test_without_a_driver_there_is_nothing_and_nothing_is_raised(monkeypatch):
-    monkeypatch.setattr(gpu, "_nvml", lambda: None)
-    assert gpu.devices() == [] and gpu.baseline([0]) == {} and gpu.used_bytes(0) is None
-    assert gpu.wait_memory_back({}) == {}
+    monkeypatch.setattr(nvidia, "library", lambda: None)
+    assert gpu.devices() == [] and gpu_memory.baseline([0]) == {} and gpu_memory.used_bytes(0) is None
+    assert gpu_memory.wait_memory_back({}) == {}
     before = threading.active_count()
     with gpu.Sampler((), list) as sampler:
         assert threading.active_count() == before, "there is nothing to look at"
@@ -34,7 +35,7 @@ def test_without_a_driver_there_is_nothing_and_nothing_is_raised(monkeypatch):
 
 
 def test_the_real_library_answers_without_raising():
-    gpu._nvml.cache_clear()
+    nvidia.library.cache_clear()
     assert isinstance(gpu.devices(), list)
 
 
@@ -67,11 +68,11 @@ def test_a_lease_holds_against_other_drivers_and_leaves_no_file(nvml):
 
 
 def test_memory_is_awaited_until_it_is_back(nvml):
-    idle = gpu.baseline([0, 1])
+    idle = gpu_memory.baseline([0, 1])
     nvml.used[1] += 3 << 30
-    assert gpu.wait_memory_back(idle, timeout_s=0.05) == {1: 3 << 30}
+    assert gpu_memory.wait_memory_back(idle, timeout_s=0.05) == {1: 3 << 30}
     nvml.used[1] = idle[1] + (100 << 20)
-    assert gpu.wait_memory_back(idle, timeout_s=0.05) == {}
+    assert gpu_memory.wait_memory_back(idle, timeout_s=0.05) == {}
 
 
 def sampled(nvml, members, act):

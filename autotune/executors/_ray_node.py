@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from autotune import gpu, proc, process, warden
+from autotune import gpu_memory, proc, process, warden
 from autotune.bar import Bar
 from autotune.cache import measured_by
 from autotune.engines.base import Context, Engine, Identity
@@ -74,12 +74,12 @@ class Seat:
 
     def held(self) -> list[str]:
         """Wait until the GPUs' memory is back. Says which it did not come back on, and who holds it."""
-        return [gpu.quarantine_message(index, extra) for index, extra in gpu.wait_memory_back(self._idle).items()]
+        return [gpu_memory.quarantine_message(index, extra) for index, extra in gpu_memory.wait_memory_back(self._idle).items()]
 
     @cached_property
     def _idle(self) -> Mapping[int, int]:
         """Once for all trials of this process, so that what each of them leaves adds up."""
-        return gpu.idle_baseline(self.gpus)
+        return gpu_memory.idle_baseline(self.gpus)
 
     @cached_property
     def _warden(self) -> process.Piped:

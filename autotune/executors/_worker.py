@@ -12,7 +12,7 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
-from autotune import gpu, standby
+from autotune import gpu_memory, standby
 from autotune.engines.base import Context, Engine
 from autotune.evaluate import evaluate
 from autotune.proc import TAG_VARIABLE
@@ -75,7 +75,7 @@ def _run(pipe: Connection[Message, Any], engine: Engine, workload: Workload, ord
     record = evaluate(order.job, engine, workload, order.context, lambda label, share: report("progress", (label, share)))
     interruption.ignore()
     report("record", record.model_dump_json())
-    report("held", gpu.wait_memory_back(order.idle))
+    report("held", gpu_memory.wait_memory_back(order.idle))
 
 
 class _Interruption:

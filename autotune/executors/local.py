@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import connection
 
-from autotune import gpu
+from autotune import gpu, gpu_memory
 from autotune.advice import failed
 from autotune.cores import Cores, Parts, Share
 from autotune.executors import _worker
@@ -54,7 +54,7 @@ class LocalExecutor(Executor):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._leases = Leases(gpu.devices())
-        self._idle = gpu.idle_baseline(self._leases.devices)
+        self._idle = gpu_memory.idle_baseline(self._leases.devices)
         self._waiting: deque[TrialJob] = deque()
         self._running: list[_Running] = []
         self._impossible: deque[tuple[TrialJob, TrialRecord]] = deque()
@@ -186,10 +186,10 @@ class LocalExecutor(Executor):
         one.clean()
         self._running.remove(one)
         self._cores.give_back(one.share)
-        held = gpu.wait_memory_back(self._idle_of(one.context.gpus)) if one.held is None else one.held
+        held = gpu_memory.wait_memory_back(self._idle_of(one.context.gpus)) if one.held is None else one.held
         self._leases.give_back(one.context.gpus)
         for index, extra in held.items():
-            message = gpu.quarantine_message(index, extra)
+            message = gpu_memory.quarantine_message(index, extra)
             self._leases.quarantine(index, message)
             self._notices.append(message)
         if held and not self._leases.usable:

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from autotune import executors, gpu, process
+from autotune import executors, gpu_memory, process
+from autotune import nvml as nvidia
 from autotune.executors.base import Site
 from autotune.trial import Failed, FailureKind, Measured
 
@@ -228,7 +229,7 @@ class FakeNvml:
 @pytest.fixture
 def nvml(monkeypatch):
     library = FakeNvml()
-    monkeypatch.setattr(gpu, "_nvml", lambda: library)
+    monkeypatch.setattr(nvidia, "library", lambda: library)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return library
 
@@ -261,8 +262,8 @@ def test_a_configuration_that_needs_more_gpus_than_there_are_is_refused_unrun(ma
 
 def test_a_gpu_whose_memory_does_not_come_back_is_quarantined(make, nvml, monkeypatch, tmp_path):
     needing(monkeypatch, 1)
-    waited = gpu.wait_memory_back
-    monkeypatch.setattr(gpu, "wait_memory_back", lambda idle: waited(idle, timeout_s=0.1))
+    waited = gpu_memory.wait_memory_back
+    monkeypatch.setattr(gpu_memory, "wait_memory_back", lambda idle: waited(idle, timeout_s=0.1))
     with make(parallel=1) as executor:
         executor.submit(job(0, start_s=30))
         wait_until(lambda: leftovers(tmp_path))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune import gpu
+from autotune import gpu_memory
+from autotune import nvml as nvidia
 from autotune.engines.base import Identity
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
 from autotune.errors import MissingPrerequisite
@@ -24,10 +25,10 @@ fake = importlib.import_module("autotune_fakes.engine")
 @pytest.fixture
 def nvml(monkeypatch):
     library = importlib.import_module("test_local").FakeNvml()
-    monkeypatch.setattr(gpu, "_nvml", lambda: library)
+    monkeypatch.setattr(nvidia, "library", lambda: library)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    waited = gpu.wait_memory_back
-    monkeypatch.setattr(gpu, "wait_memory_back", lambda idle: waited(idle, timeout_s=0.1))
+    waited = gpu_memory.wait_memory_back
+    monkeypatch.setattr(gpu_memory, "wait_memory_back", lambda idle: waited(idle, timeout_s=0.1))
     return library
 
 
@@ -45,7 +46,7 @@ def home(tmp_path):
 
 
 def test_without_a_gpu_there_is_no_memory_to_wait_for(home, monkeypatch):
-    monkeypatch.setattr(gpu, "_nvml", lambda: None)
+    monkeypatch.setattr(nvidia, "library", lambda: None)
     seat = _ray_node.Seat(home, ())
     record, _ = attempted(seat)
     assert isinstance(record.outcome, Measured) and not seat.watched and seat.held() == []
