@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 
 from autotune import failures, metrics, proc, process
 from autotune.answers import FACT
-from autotune.engines.base import Context, Engine, Launch, Session
+from autotune.engines.base import Context, Engine, Launch
 from autotune.errors import AutotuneError
 from autotune.failures import Remains
 from autotune.secrets import redact, redact_argv, redact_env
+from autotune.session import Session
 from autotune.trial import (
     Failed,
     FailureKind,

@@ -23,8 +23,9 @@ import numpy as np
 from bench_serve import BenchServe
 
 from autotune import engines
-from autotune.engines.base import Context, Session
+from autotune.engines.base import Context
 from autotune.process import make_tag
+from autotune.session import Session
 from autotune.trial import Configuration
 from autotune.workloads._load.fixed import run_fixed
 from autotune.workloads._load.options import HttpOptions

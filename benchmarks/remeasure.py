@@ -27,10 +27,11 @@ from bench_serve import BenchServe
 from autotune import plan as plans
 from autotune import results
 from autotune.analysis import Candidate
-from autotune.engines.base import Context, Session
+from autotune.engines.base import Context
 from autotune.errors import AutotuneError
 from autotune.process import make_tag
 from autotune.results import StudyResults
+from autotune.session import Session
 from autotune.workloads._load.options import HttpOptions, LengthDistribution, Load
 from autotune.workloads._load.plans import pieces
 

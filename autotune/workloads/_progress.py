@@ -7,7 +7,7 @@ from statistics import fmean
 
 from pydantic import Field
 
-from autotune.engines.base import Step
+from autotune.session import Step
 from autotune.trial import Frozen
 
 WINDOW = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean, linear_regression
 
-from autotune.engines.base import Step
+from autotune.session import Step
 from autotune.trial import Measurement, Row
 
 _PER_STEP_MEANS = (

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from autotune.bar import SoFar
-from autotune.engines.base import Context, Engine, Serves, Session
+from autotune.engines.base import Context, Engine
 from autotune.errors import Mistake
+from autotune.session import Serves, Session
 from autotune.trial import FailureKind, Frozen, Measurement, Phase, Scalar, TrialFailed
 
 Progress = Callable[[str, float], None]

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, cast
 
 from autotune import metrics as metric_table
-from autotune.engines.base import Context, Engine, Serves, Session
+from autotune.engines.base import Context, Engine
 from autotune.errors import Mistake
+from autotune.session import Serves, Session
 from autotune.trial import FailureKind, Measurement, Phase, Scalar, TrialFailed
 from autotune.workloads._load import contexts
 from autotune.workloads._load.options import HttpOptions

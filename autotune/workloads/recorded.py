@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 
 from autotune.bar import SoFar
 from autotune.engines._recorded.recording import Level, load
-from autotune.engines.base import Context, Session
+from autotune.engines.base import Context
 from autotune.engines.recorded import DEFAULT_RECORDING, RecordedSession
 from autotune.errors import AutotuneError, WrongValue, nearest
+from autotune.session import Session
 from autotune.trial import Measurement, Row, Scalar
 from autotune.workloads.base import Progress, RequestShape, Workload, WorkloadOptions, stop_if_hopeless
 

@@ -14,8 +14,9 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from autotune.engines.base import Context, Engine, Serves, Session, Step, TrainingSession
+from autotune.engines.base import Context, Engine
 from autotune.errors import Mistake
+from autotune.session import Serves, Session, Step, TrainingSession
 from autotune.trial import FailureKind, Measurement, Origin, Phase, Scalar, TrialFailed
 from autotune.workloads._progress import WINDOW, StopWhen, lost
 from autotune.workloads._rivals import RUNGS, Rivals

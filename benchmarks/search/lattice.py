@@ -18,8 +18,9 @@ from pathlib import Path
 
 from autotune import engines, process
 from autotune.engines import _learner_model
-from autotune.engines.base import Context, Step
+from autotune.engines.base import Context
 from autotune.engines.trl import FAMILY, HERE, read_line
+from autotune.session import Step
 from autotune.trial import Configuration, Value
 from autotune.workloads._training_table import totals
 

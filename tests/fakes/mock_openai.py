@@ -4,7 +4,8 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
-from autotune.engines.base import Context, Session
+from autotune.engines.base import Context
+from autotune.session import Session
 from autotune.trial import FailureKind, Phase, TrialFailed
 from autotune.workloads._load import mock_server
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autotune.engines.base import Context, Step, TrainingSession
+from autotune.engines.base import Context
+from autotune.session import Step, TrainingSession
 from autotune.trial import FailureKind, Origin, Phase, TrialFailed
 from autotune.workloads._progress import StopWhen, lost
 from autotune.workloads._training_table import totals

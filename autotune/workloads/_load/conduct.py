@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from autotune.engines.base import Session
+from autotune.session import Session
 from autotune.trial import FailureKind, Phase, TrialFailed
 from autotune.workloads._load.crew import Crew, Message
 from autotune.workloads._load.options import Window

@@ -9,7 +9,8 @@ from pathlib import Path
 from time import perf_counter, sleep
 
 from autotune.bar import Level, SoFar
-from autotune.engines.base import Context, Session
+from autotune.engines.base import Context
+from autotune.session import Session
 from autotune.trial import CLIENT_LATE, FailureKind, Measurement, Phase, Row, TrialFailed, Value
 from autotune.workloads._load import server_metrics
 from autotune.workloads._load.climb import Bound, Climb, parse_bound
