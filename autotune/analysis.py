@@ -317,25 +317,6 @@ def short(configuration: Configuration, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def phases(record: TrialRecord) -> dict[str, float]:
-    """Seconds by phase without overlap: a phase that was split (`start.imports`) by its parts and what they leave."""
-    flat: dict[str, float] = {}
-    for phase, seconds in record.seconds.items():
-        if "." in phase:
-            continue
-        parts = {name: part for name, part in record.seconds.items() if name.startswith(f"{phase}.")}
-        rest = seconds - sum(parts.values())
-        # Parts that overlap one another exceed the whole, and say nothing about how it divides.
-        flat |= {phase: seconds} if not parts or rest < -0.01 * seconds else {**parts, f"{phase}, rest": max(rest, 0.0)}
-    return flat
-
-
-def total_seconds(record: TrialRecord) -> float | None:
-    """Wall seconds of a trial; None when none were kept."""
-    whole = [seconds for phase, seconds in record.seconds.items() if "." not in phase]
-    return sum(whole) if whole else None
-
-
 def _value(record: TrialRecord, objective: Objective) -> float | None:
     if record.measurement is None:
         return None

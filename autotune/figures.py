@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from autotune.analysis import Analysis, Candidate, phases
+from autotune.analysis import Analysis, Candidate
 from autotune.effects import Effect
 from autotune.errors import NothingMeasured
 from autotune.metrics import lookup
@@ -86,7 +86,7 @@ def effects(found: Sequence[Effect]) -> go.Figure | None:
 
 def seconds(analysis: Analysis) -> go.Figure | None:
     """Where each trial's wall time went, by phase; None when nothing was timed."""
-    spent = [(record, phases(record)) for record in analysis.records]
+    spent = [(record, record.phases) for record in analysis.records]
     figure = go.Figure()
     for place, phase in enumerate(dict.fromkeys(phase for _, split in spent for phase in split)):
         mine = [(record, split[phase]) for record, split in spent if phase in split]

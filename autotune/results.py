@@ -15,7 +15,7 @@ import pandas as pd
 
 from autotune import ledger
 from autotune import study as studies
-from autotune.analysis import Analysis, total_seconds
+from autotune.analysis import Analysis
 from autotune.errors import NotFound, NothingMeasured, nearest
 from autotune.quality import QUALITY, Guard
 from autotune.rules import OwnRules
@@ -97,7 +97,7 @@ class StudyResults(Analysis):
             "engine": record.configuration.engine,
             "configuration": record.configuration.digest,
             "started_at": record.started_at or None,
-            "seconds": total_seconds(record),
+            "seconds": record.total_seconds,
         }
         row |= {f"param.{name}": record.configuration.values.get(name, record.effective.get(name)) for name in names}
         row |= dict(record.measurement.totals) if record.measurement else {}

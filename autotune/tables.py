@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune import bands, diagnosis, effects
-from autotune.analysis import Analysis, total_seconds
+from autotune.analysis import Analysis
 from autotune.errors import NothingMeasured
 from autotune.score import level_name
 from autotune.secrets import redact
@@ -124,7 +124,7 @@ def trial_rows(analysis: Analysis) -> Rows:
     for record in analysis.records:
         found = analysis.score(record)
         values = found.values if found else (None,) * len(analysis.objective_names)
-        seconds = total_seconds(record)
+        seconds = record.total_seconds
         where = (None if seconds is None else round(seconds, 1), analysis.named(record.configuration, 200))
         cells.append((record.number, str(record.origin), _outcome(analysis, record), *values, *where))
     columns = ("trial", "origin", "outcome", *analysis.objective_names, "seconds", "configuration")

@@ -208,7 +208,26 @@ class TrialRecord(Frozen):
         """Minutes of every phase times GPUs held, one where there is none; a reused trial cost nothing."""
         if self.reused_from is not None:
             return 0.0
-        return sum(seconds for phase, seconds in self.seconds.items() if "." not in phase) * max(1, len(self.gpus)) / 60
+        return (self.total_seconds or 0.0) * max(1, len(self.gpus)) / 60
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Wall seconds of the trial; None when none were kept."""
+        whole = [seconds for phase, seconds in self.seconds.items() if "." not in phase]
+        return sum(whole) if whole else None
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds by phase without overlap: a phase that was split (`start.imports`) by its parts and what they leave."""
+        flat: dict[str, float] = {}
+        for phase, seconds in self.seconds.items():
+            if "." in phase:
+                continue
+            parts = {name: part for name, part in self.seconds.items() if name.startswith(f"{phase}.")}
+            rest = seconds - sum(parts.values())
+            # Parts that overlap one another exceed the whole, and say nothing about how it divides.
+            flat |= {phase: seconds} if not parts or rest < -0.01 * seconds else {**parts, f"{phase}, rest": max(rest, 0.0)}
+        return flat
 
 
 class TrialFailed(Exception):

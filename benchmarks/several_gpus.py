@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotune import estimates, results
-from autotune.analysis import total_seconds
 from autotune.results import StudyResults
 from autotune.score import Objective
 from autotune.trial import TrialRecord
@@ -25,7 +24,7 @@ PAUSE_S = 60.0
 
 def pace(records: Sequence[TrialRecord]) -> tuple[int, float]:
     """Trials, and the seconds in which at least one of them ran or the next was about to."""
-    spans = sorted((one.started_at, one.started_at + (total_seconds(one) or 0.0)) for one in records)
+    spans = sorted((one.started_at, one.started_at + (one.total_seconds or 0.0)) for one in records)
     seconds, end = 0.0, spans[0][0]
     for begin, stop in spans:
         seconds += max(0.0, stop - end) if begin - end < PAUSE_S else stop - begin

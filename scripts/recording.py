@@ -25,7 +25,6 @@ import numpy as np
 
 from autotune import expression, history, models
 from autotune import study as studies
-from autotune.analysis import total_seconds
 from autotune.engines._recorded.recording import Description, LaunchRecord, Level, Noise, Percentiles, Recording, Traffic, load
 from autotune.engines._recorded.surface import KNOWN, Error, Surface
 from autotune.engines.recorded import DEFAULT_RECORDING
@@ -42,7 +41,7 @@ FAMILIES = {"out_tps": "rates", "ttft.p99": "ttft", "tpot.p99": "tpot", "e2e.p99
 
 def launch(record: TrialRecord, kind: str) -> LaunchRecord | str:
     """The launch of a trial, or why it is none."""
-    outcome, total = record.outcome, total_seconds(record)
+    outcome, total = record.outcome, record.total_seconds
     if record.reused_from is not None:
         return "taken from another study"
     if total is None or "start" not in record.seconds:

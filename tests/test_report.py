@@ -102,9 +102,9 @@ def test_curves_run_over_levels_or_steps_and_never_mix_kinds(small_study, make_r
 def test_phases_do_not_overlap(small, make_record):
     seconds = {"start": 20.0, "start.imports": 8.0, "start.compile": 7.0, "measure": 10.0}
     record = make_record(0).model_copy(update={"seconds": seconds})
-    assert figures.phases(record) == {"start.imports": 8.0, "start.compile": 7.0, "start, rest": 5.0, "measure": 10.0}
+    assert record.phases == {"start.imports": 8.0, "start.compile": 7.0, "start, rest": 5.0, "measure": 10.0}
     overlapping = record.model_copy(update={"seconds": {**seconds, "start.compile": 30.0}})
-    assert figures.phases(overlapping) == {"start": 20.0, "measure": 10.0}
+    assert overlapping.phases == {"start": 20.0, "measure": 10.0}
 
 
 def many(small_study, make_record, value):

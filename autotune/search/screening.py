@@ -10,7 +10,6 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
-from autotune.analysis import total_seconds
 from autotune.score import Objective, Score
 from autotune.search import stopping
 from autotune.stats import coefficient_of_variation
@@ -140,7 +139,7 @@ def first_trials_say(scores: Sequence[Score], noise: Sequence[float], objectives
 
 def trials_affordable(records: Sequence[TrialRecord], gpu_minutes: float | None, spent_minutes: float) -> float | None:
     """How many more trials the GPU-minutes buy at the median cost so far; None without a limit or a trial."""
-    costs = [(total_seconds(record) or 0.0) / 60 * max(1, len(record.gpus)) for record in records if record.reused_from is None]
+    costs = [record.gpu_minutes for record in records if record.reused_from is None]
     if gpu_minutes is None or not costs or statistics.median(costs) <= 0:
         return None
     return max(0.0, gpu_minutes - spent_minutes) / statistics.median(costs)

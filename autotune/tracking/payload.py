@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.analysis import Analysis, total_seconds
+from autotune.analysis import Analysis
 from autotune.ledger import Note
 from autotune.secrets import is_secret_name, redact, redact_env
 from autotune.trial import Failed, Frozen, Row, TrialRecord, digest_of
@@ -69,7 +69,7 @@ def of_trial(analysis: Analysis, record: TrialRecord, tags: Mapping[str, str], n
         key=key_of(record),
         name=f"{record.number:04d} {record.origin}" + (f" (attempt {record.attempt})" if record.attempt > 1 else ""),
         started_at=started,
-        ended_at=started + int(1000 * (total_seconds(record) or 0)),
+        ended_at=started + int(1000 * (record.total_seconds or 0)),
         failed=analysis.failure(record) is not None,
         params=_params(analysis, record, names),
         metrics=tuple(_metrics(analysis, record, started)),
