@@ -11,37 +11,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from autotune import estimates, pareto
+from autotune.candidate import Candidate, own_fault, value
 from autotune.errors import InvalidInput, Mistake, NotFound, NothingMeasured
 from autotune.estimates import Gain, Noise
 from autotune.metrics import lookup
 from autotune.pareto import Direction
 from autotune.quality import Guard, Review
 from autotune.rules import OwnRules, StudyRule
-from autotune.score import Objective, Score, Selector, score, unsteady, value_of
+from autotune.score import Objective, Score, Selector, score, unsteady
 from autotune.secrets import redact
 from autotune.stats import Interval
 from autotune.study import Study
-from autotune.trial import CLIENT_LATE, Configuration, Failed, FailureKind, Origin, TrialFailed, TrialRecord
+from autotune.trial import Configuration, Failed, Origin, TrialFailed, TrialRecord
 from autotune.validation import sentence
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """One configuration with all its runs. `trial` is the number it is called by: that of its first measured run."""
-
-    trial: int
-    digest: str
-    records: tuple[TrialRecord, ...]
-    holds: bool
-    """Every constraint kept by the mean of the runs (of the finalist's runs, where there are any), no run failed or was left
-    without a score by the configuration's own fault, and the answers are not known to be too far from the default's."""
-    forbidden: StudyRule | None = None
-    """The rule of the study's own that it breaks: a default that does is the yardstick all the same."""
-
-    @property
-    def feasible(self) -> bool:
-        """Whether it may enter the front, and with that be a finalist, win and be exported."""
-        return self.holds and self.forbidden is None
+__all__ = ["Analysis", "Candidate", "Volume", "short"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +131,7 @@ class Analysis:
         best = self.candidate(self.best(objective.name) if trial is None else trial)
         if self.default_candidate is None:
             raise NothingMeasured(f"The engine's default configuration was not measured in study {self.name!r}.")
-        samples, base = self.samples(best, objective), self.samples(self.default_candidate, objective)
+        samples, base = best.samples(objective), self.default_candidate.samples(objective)
         if not samples or not base:
             raise NothingMeasured(f"{objective.name} was not measured for both trial {best.trial} and the default.")
         return estimates.gain(objective.name, objective.direction, best.trial, samples, base, self.noise(objective))
@@ -178,18 +162,18 @@ class Analysis:
         """
         objective = self.objective(metric)
         noise = self.noise(objective)
-        known = [(one, samples) for one in self.feasible if (samples := self.samples(one, objective))]
+        known = [(one, samples) for one in self.feasible if (samples := one.samples(objective))]
         if not known:
             raise self._nothing()
         sign = 1 if objective.direction == "minimize" else -1
-        shaky = {one.trial for one, _ in known if not _steady(one, objective)}
+        shaky = {one.trial for one, _ in known if not one.steady(objective)}
         leader, samples = min(known, key=lambda pair: (pair[0].trial in shaky, sign * estimates.mean(pair[1], noise)))
         lead = _interval(samples, noise)
         equal = [one for one, other in known if one is leader or (noise is not None and lead.overlaps(_interval(other, noise)))]
 
         def preference(one: Candidate) -> tuple[bool, bool, int, float, bool]:
             first = one.records[0]
-            return one.trial in shaky, len(one.records) < 2, len(first.configuration.values), _memory(one), one is not leader
+            return one.trial in shaky, len(one.records) < 2, len(first.configuration.values), one.peak_memory_gib, one is not leader
 
         return min(equal, key=preference).trial
 
@@ -213,32 +197,23 @@ class Analysis:
         direction = lookup(selector.metric).direction
         return Objective(selector=selector, direction="minimize" if direction == "minimize" else "maximize")
 
-    def samples(self, one: Candidate, objective: Objective) -> list[float]:
-        """The metric in each run of a configuration; runs that lack it are left out.
-
-        A configuration that was measured again as a finalist is judged by those runs alone: it became one by the luck of
-        its search run, which would overstate it.
-        """
-        runs = [record for record in one.records if record.origin is Origin.FINALIST] or one.records
-        return [value for record in runs if (value := self.value(record, objective)) is not None]
-
     def value(self, record: TrialRecord, objective: Objective) -> float | None:
         """The metric in one run; None where it was not measured."""
-        return _value(record, objective)
+        return value(record, objective)
 
     def mean(self, one: Candidate, objective: Objective) -> float:
         """The metric over a configuration's runs."""
-        return estimates.mean(self.samples(one, objective), self.noise(objective))
+        return estimates.mean(one.samples(objective), self.noise(objective))
 
     def noise(self, objective: Objective) -> Noise | None:
         """Run-to-run noise of a metric, pooled over every configuration that was measured more than once."""
         if objective.name not in self._noise:
-            self._noise[objective.name] = estimates.pooled(self.samples(one, objective) for one in self.candidates)
+            self._noise[objective.name] = estimates.pooled(one.samples(objective) for one in self.candidates)
         return self._noise[objective.name]
 
     def interval(self, one: Candidate, objective: Objective) -> Interval | None:
         """A configuration's 95 % interval of a metric; None where it or its noise was not measured."""
-        samples = self.samples(one, objective)
+        samples = one.samples(objective)
         return estimates.estimate(samples, self.noise(objective)) if samples else None
 
     def point(self, one: Candidate) -> tuple[float, ...]:
@@ -247,7 +222,7 @@ class Analysis:
 
     def interval_point(self, one: Candidate) -> tuple[Interval, ...]:
         """Its objectives with their intervals, of no width where the noise is unknown."""
-        return tuple(_interval(self.samples(one, objective), self.noise(objective)) for objective in self.study.objectives)
+        return tuple(_interval(one.samples(objective), self.noise(objective)) for objective in self.study.objectives)
 
     def unsteady(self, record: TrialRecord) -> tuple[str, ...]:
         """Why a trial's scored numbers depend on when they were measured, level by level; empty for a steady trial."""
@@ -282,13 +257,11 @@ class Analysis:
         scored = [(record, found) for record in runs if (found := self.score(record)) is not None]
         if not scored:
             return None
-        judged = [found for record, found in scored if record.origin is Origin.FINALIST] or [found for _, found in scored]
-        kept = all(sum(column) <= 0 for column in zip(*(found.violations for found in judged), strict=True))
-        sound = not any(self.score(record) is None and _own_fault(record) for record in runs)
+        sound = not any(self.score(record) is None and own_fault(record) for record in runs)
         check = self.quality.check(runs[0].configuration)
         faithful = check is None or check.answer != "failed"
-        measured, rule = tuple(record for record, _ in scored), self.forbidden(runs[0].configuration)
-        return Candidate(measured[0].number, digest, measured, kept and sound and faithful, rule)
+        records, scores = zip(*scored, strict=True)
+        return Candidate(records[0].number, digest, records, scores, sound and faithful, self.forbidden(runs[0].configuration))
 
     def _nothing(self) -> NothingMeasured:
         if not self.candidates:
@@ -298,17 +271,12 @@ class Analysis:
 
     def _nearest(self) -> str:
         """Which configuration breaks the constraints least, by the sum of what it lacks of each; empty when that is not why."""
-        broken = [(one.trial, excess) for one in self.candidates if any(excess := self._excess(one))]
+        broken = [(one.trial, excess) for one in self.candidates if any(excess := one.excess)]
         if not broken:
             return ""
         trial, excess = min(broken, key=lambda found: sum(found[1]))
         told = [f"{bound.name} by {by:.1%}" for bound, by in zip(self.study.constraints, excess, strict=True) if by > 0]
         return f" Trial {trial} comes nearest: it breaks {' and '.join(told)}."
-
-    def _excess(self, candidate: Candidate) -> tuple[float, ...]:
-        """By how much of its limit a configuration's runs break each constraint on average; 0 where they keep it."""
-        scored = [found for record in candidate.records if (found := self.score(record)) is not None]
-        return tuple(max(0.0, sum(column) / len(column)) for column in zip(*(found.violations for found in scored), strict=True))
 
 
 def short(configuration: Configuration, limit: int = 60) -> str:
@@ -317,34 +285,6 @@ def short(configuration: Configuration, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _value(record: TrialRecord, objective: Objective) -> float | None:
-    if record.measurement is None:
-        return None
-    try:
-        return value_of(record.measurement, objective.selector)
-    except TrialFailed:
-        return None
-
-
-def _own_fault(record: TrialRecord) -> bool:
-    """Whether a run without a score failed, or served a level invalidly, for a reason that is the configuration's own."""
-    if isinstance(record.outcome, Failed):
-        return record.outcome.kind.deterministic and record.outcome.kind is not FailureKind.ENDED_EARLY
-    return any(row.invalid is not None and CLIENT_LATE not in row.invalid for row in record.outcome.measurement.rows)
-
-
 def _interval(samples: Sequence[float], noise: Noise | None) -> Interval:
     centre = estimates.mean(samples, noise)
     return estimates.estimate(samples, noise) or Interval(centre, centre, centre)
-
-
-def _steady(one: Candidate, objective: Objective) -> bool:
-    """Whether any of its runs measured the objective in a steady window."""
-    return any(record.measurement is not None and not unsteady(record.measurement, [objective]) for record in one.records)
-
-
-def _memory(one: Candidate) -> float:
-    """Highest peak memory of its runs; infinite where it was not measured, so that the measured one is preferred."""
-    names = ("peak_gpu_memory_gib", "peak_memory_gib")
-    totals = [record.measurement.totals for record in one.records if record.measurement is not None]
-    return max((total[name] for total in totals for name in names if name in total), default=float("inf"))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from autotune import exporters, finalists, plan, source
-from autotune.analysis import Candidate
+from autotune.candidate import Candidate
 from autotune.engines.base import Engine, Identity
 from autotune.errors import AutotuneError, InvalidInput, Mistake
 from autotune.exporters.base import Figure, Winner

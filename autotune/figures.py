@@ -12,7 +12,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from autotune.analysis import Analysis, Candidate
+from autotune.analysis import Analysis
+from autotune.candidate import Candidate
 from autotune.effects import Effect
 from autotune.errors import NothingMeasured
 from autotune.metrics import lookup
@@ -119,7 +120,7 @@ def panels(analysis: Analysis, metrics: Sequence[str]) -> go.Figure:
     for place, metric in enumerate(metrics):
         at = {"row": place // 2 + 1, "col": place % 2 + 1}
         objective, default = analysis.objective(metric), analysis.default_candidate
-        known = [one for one in analysis.candidates if analysis.samples(one, objective)]
+        known = [one for one in analysis.candidates if one.samples(objective)]
         if not known:
             # Without a trace the panel has no axes for a note to stand in.
             figure.add_trace(go.Scatter(x=[None], y=[None], showlegend=False), **at)

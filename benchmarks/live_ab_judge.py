@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from autotune import estimates, pareto
-from autotune.analysis import Candidate
+from autotune.candidate import Candidate
 from autotune.errors import AutotuneError
 from autotune.estimates import Noise
 from autotune.pareto import Direction, Reference

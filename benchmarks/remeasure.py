@@ -26,7 +26,7 @@ from bench_serve import BenchServe
 
 from autotune import plan as plans
 from autotune import results
-from autotune.analysis import Candidate
+from autotune.candidate import Candidate
 from autotune.engines.base import Context
 from autotune.errors import AutotuneError
 from autotune.process import make_tag
@@ -108,7 +108,7 @@ def figures(report: Mapping[str, list[float]], warm_up_s: float, measure_s: floa
 def line(found: StudyResults, one: Candidate, metric: str, level: str, theirs: float) -> str:
     """One row of the table: the study's estimate with the interval for one more launch, and the other client's figure."""
     objective = found.objective(f"{metric} @ {level}")
-    samples, noise = found.samples(one, objective), found.noise(objective)
+    samples, noise = one.samples(objective), found.noise(objective)
     mean = found.mean(one, objective)
     if noise is None or not noise.logarithmic:
         return f"| {metric} @ {level} | {mean:.4g} | {theirs:.4g} | {theirs / mean:.3f} | no interval: nothing was measured twice |"

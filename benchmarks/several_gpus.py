@@ -36,7 +36,7 @@ def ratios(one: StudyResults, several: StudyResults, objective: Objective) -> li
     """Several over one, for every configuration that both have measured."""
     there = {each.digest: each for each in several.candidates}
     both = [(each, there[each.digest]) for each in one.candidates if each.digest in there]
-    known = [(a, b) for a, b in both if one.samples(a, objective) and several.samples(b, objective)]
+    known = [(a, b) for a, b in both if a.samples(objective) and b.samples(objective)]
     return [several.mean(b, objective) / one.mean(a, objective) for a, b in known]
 
 

@@ -1,0 +1,78 @@
+"""One configuration with all its runs: what they measured of it, and whether it may enter the front. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autotune.rules import StudyRule
+from autotune.score import Objective, Score, unsteady, value_of
+from autotune.trial import CLIENT_LATE, Failed, FailureKind, Origin, TrialFailed, TrialRecord
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration that was measured. `trial` is the number it is called by: that of its first measured run."""
+
+    trial: int
+    digest: str
+    records: tuple[TrialRecord, ...]
+    scores: tuple[Score, ...]
+    """Of each of the records."""
+    sound: bool
+    """No run failed or was left without a score by the configuration's own fault, and the answers are not known to be too far
+    from the default's."""
+    forbidden: StudyRule | None = None
+    """The rule of the study's own that it breaks: a default that does is the yardstick all the same."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is sound and the mean of the runs that judge it keeps every constraint."""
+        return self.sound and all(sum(column) <= 0 for column in zip(*(found.violations for _, found in self._judges), strict=True))
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it may enter the front, and with that be a finalist, win and be exported."""
+        return self.holds and self.forbidden is None
+
+    @property
+    def excess(self) -> tuple[float, ...]:
+        """By how much of its limit the runs break each constraint on average; 0 where they keep it."""
+        return tuple(max(0.0, sum(column) / len(column)) for column in zip(*(one.violations for one in self.scores), strict=True))
+
+    @property
+    def peak_memory_gib(self) -> float:
+        """Highest peak memory of the runs; infinite where it was not measured, so that the measured one is preferred."""
+        names = ("peak_gpu_memory_gib", "peak_memory_gib")
+        totals = [record.measurement.totals for record in self.records if record.measurement is not None]
+        return max((total[name] for total in totals for name in names if name in total), default=float("inf"))
+
+    def samples(self, objective: Objective) -> list[float]:
+        """The metric in each run that judges the configuration; runs that lack it are left out."""
+        return [found for record, _ in self._judges if (found := value(record, objective)) is not None]
+
+    def steady(self, objective: Objective) -> bool:
+        """Whether any of the runs measured the objective in a steady window."""
+        return any(record.measurement is not None and not unsteady(record.measurement, [objective]) for record in self.records)
+
+    @property
+    def _judges(self) -> tuple[tuple[TrialRecord, Score], ...]:
+        """The runs as a finalist, where there are any: it became one by the luck of its search run, which would overstate it."""
+        runs = tuple(zip(self.records, self.scores, strict=True))
+        return tuple(run for run in runs if run[0].origin is Origin.FINALIST) or runs
+
+
+def value(record: TrialRecord, objective: Objective) -> float | None:
+    """The metric in one run; None where it was not measured."""
+    if record.measurement is None:
+        return None
+    try:
+        return value_of(record.measurement, objective.selector)
+    except TrialFailed:
+        return None
+
+
+def own_fault(record: TrialRecord) -> bool:
+    """Whether a run without a score failed, or served a level invalidly, for a reason that is the configuration's own."""
+    if isinstance(record.outcome, Failed):
+        return record.outcome.kind.deterministic and record.outcome.kind is not FailureKind.ENDED_EARLY
+    return any(row.invalid is not None and CLIENT_LATE not in row.invalid for row in record.outcome.measurement.rows)
