@@ -9,10 +9,8 @@ have, while the driver starts Ray. Ray starts its workers through
 `autotune_fork_client.py`, which asks the server for a child and hands over what the process had that Ray has started: its
 arguments, environment, folder, streams, signals, limits and priority. The child runs Ray's own script with them.
 
-What was read at import cannot be changed afterwards. Every variable that Python code looks up while it imports is noted; a
-worker that is to have another value of one of those, or of a variable that is not known to be read late, is not forked but
-starts with imports of its own. So does every one when CUDA was initialised here, or a thread runs here that a child would
-miss. Whatever goes wrong, a worker starts plainly, and the trial goes on.
+A worker that could not go on from here as if it had imported everything itself is not forked: `autotune_fork_obstacles.py`.
+Whatever goes wrong, a worker starts plainly, and the trial goes on.
 
 Runs in verl's own environment and imports nothing of autotune but its neighbours here and of `_ahead`, which know no more than
 this.
@@ -26,7 +24,6 @@ import ctypes
 import gc
 import json
 import os
-import re
 import runpy
 import selectors
 import signal
@@ -40,23 +37,10 @@ from pathlib import Path
 from typing import Any
 
 import autotune_fork_child
-from autotune_fork_imports import CULPRITS, import_all, waiting
+from autotune_fork_imports import import_all, waiting
+from autotune_fork_obstacles import NATIVE, alike, differs, obstacle
 
 PR_SET_PDEATHSIG = 1
-LATE = ("RAY_", "NCCL_", "VLLM_", "HCCL_", "HSA_", "VERL_", "WG_", "TRANSFER_QUEUE_")
-"""How names of variables begin that Ray and verl give their workers, and that native code reads when it needs them."""
-LATE_NAMES = frozenset(
-    {"TOKENIZERS_PARALLELISM", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-)
-OF_A_SHELL = frozenset({"_", "SHLVL", "PWD", "OLDPWD", "PS1", "PS2"})
-"""Ray starts workers through a shell, which keeps these for itself, or drops them where it talks to nobody: an activated virtual
-environment exports PS1."""
-NATIVE = {"RAY_JOB_ID": "01000000", "RAY_RAYLET_PID": str(os.getpid())}
-"""What Ray's native code reads once, when it is loaded, and workers alone use: the job, which is the first of its cluster, and
-the process without which a worker ends. That is the raylet's; the driver's, which is this one's, ends with it."""
-HARMLESS_THREADS = re.compile(r"jemalloc_bg_thd|cuda[0-9a-f]{11}")
-"""Threads by the kernel's name that a library starts again, or does without, in a forked child. The second is the CUDA driver's
-(580), which has it before CUDA is initialised; vLLM's engine, forked from a process like that, serves on an H200."""
 EARLY_S = 90.0
 """A child that fails sooner after its start may have failed for being forked."""
 ENDED_BY_OTHERS = (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT)
@@ -98,35 +82,6 @@ def main() -> None:
     else:
         autotune_fork_child.become(order)
         runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-def alike() -> bool:
-    """Whether forked processes draw the same from Ray's native code; two that are forked to try it tell."""
-    ray: Any = sys.modules.get("ray._raylet")
-    if ray is None:
-        return False
-    ours, theirs = os.pipe()
-    for _ in range(2):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.write(theirs, ray.NodeID.from_random().binary())
-            finally:
-                os._exit(0)
-        os.waitpid(pid, 0)
-    os.close(theirs)
-    with os.fdopen(ours, "rb") as drawn:
-        return bool(drawn.read(ray.NodeID.size()) == drawn.read(ray.NodeID.size()))
-
-
-def obstacle() -> str | None:
-    """Why nothing can be forked from this process; None when it can."""
-    if waiting.cuda_touched():
-        return f"CUDA was initialised while {' and '.join(CULPRITS) or 'something'} was imported"
-    tasks = [task for task in Path("/proc/self/task").iterdir() if int(task.name) != os.getpid()]
-    threads = {(task / "comm").read_text().strip() for task in tasks}
-    missed = sorted(name for name in threads if not HARMLESS_THREADS.fullmatch(name))
-    return f"a thread named {missed[0]} runs, which a forked process would miss" if missed else None
 
 
 def complain(who: str, reason: str) -> None:
@@ -214,7 +169,7 @@ class Server:
             # It no longer waits, and starts by itself.
             connection.close()
             return None
-        reason = self.failed or obstacle() or self.differs(order)
+        reason = self.failed or obstacle() or differs(order, self.origin.environment)
         if reason is None:
             return self.fork(connection, order, streams)
         if reason not in self.said:
@@ -225,23 +180,6 @@ class Server:
         for stream in streams:
             os.close(stream)
         connection.close()
-        return None
-
-    def differs(self, order: Mapping[str, Any]) -> str | None:
-        """Why a worker with this environment cannot go on from what was imported here; None when it can."""
-        script = order["argv"][0] if order["argv"] else ""
-        if not script.endswith(".py"):
-            return f"it is not a script ({script!r})"
-        asked, began, now = order["env"], self.origin.environment, os.environ
-        if asked.get("RAY_JOB_ID", NATIVE["RAY_JOB_ID"]) != NATIVE["RAY_JOB_ID"]:
-            return "it is of a second job"
-        for name in sorted({*asked, *began, *now} - OF_A_SHELL):
-            if asked.get(name) in (now.get(name), began.get(name)):
-                continue
-            if name in waiting.Noting.names:
-                return f"{name} was looked up or set while importing, and a worker has another value"
-            if name not in LATE_NAMES and not name.startswith(LATE):
-                return f"{name} is not what was imported with"
         return None
 
     def fork(self, connection: socket.socket, order: dict[str, Any], streams: list[int]) -> dict[str, Any] | None:
