@@ -13,12 +13,12 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from autotune.engines._recorded.recording import LaunchRecord, Level, Noise, Percentiles, load
+from autotune.engines._recorded.noise import Spread, noisy
+from autotune.engines._recorded.recording import LaunchRecord, Level, load
 from autotune.engines._recorded.surface import STOP_S, Outside, surface
 from autotune.engines.base import Context, Engine, EngineOptions, Flag, Identity, Launch, Session, Verdict
 from autotune.errors import AutotuneError
@@ -26,8 +26,6 @@ from autotune.feasibility.memory import MemoryModel
 from autotune.trial import Configuration, FailureKind, Phase, TrialFailed, Value, digest_of
 
 DEFAULT_RECORDING = "vllm-0.26.0-llama8b"
-UNKNOWN_NOISE = 0.03
-"""Relative noise of rates where the recording holds no configuration twice."""
 
 
 class RecordedOptions(EngineOptions):
@@ -64,23 +62,6 @@ class RecordedOptions(EngineOptions):
         if any(share < 0 for share in value.values()) or sum(value.values()) > 1:
             raise ValueError("The shares of faults must be positive and add up to 1 at most")
         return value
-
-
-class Spread(NamedTuple):
-    """Relative standard deviations between launches: of rates, and of latencies beyond what follows from the rates."""
-
-    rates: float
-    ttft: float
-    tpot: float
-    e2e: float
-
-    @classmethod
-    def of(cls, asked: float | None, fitted: Noise | None) -> Spread:
-        if asked is not None or fitted is None:
-            rates = UNKNOWN_NOISE if asked is None else asked
-            return cls(rates, 2 * rates, 2 * rates, 2 * rates)
-        own = (math.sqrt(max(0.0, one**2 - fitted.rates**2)) for one in (fitted.ttft, fitted.tpot, fitted.e2e))
-        return cls(fitted.rates, *own)
 
 
 class RecordedSession(Session):
@@ -131,7 +112,7 @@ class RecordedSession(Session):
         fitted = self.recording.about.noise
         spreads = [Spread.of(self.options.noise, fitted.get(level.name)) for level in asked]
         return tuple(
-            _noisy(level, spread, relaunch, random, more) for level, spread, more in zip(asked, spreads, short, strict=True)
+            noisy(level, spread, relaunch, random, more) for level, spread, more in zip(asked, spreads, short, strict=True)
         )
 
     def spend(self, phase: str, seconds: float) -> None:
@@ -258,22 +239,6 @@ def _flag(name: str, default: Value, seen: tuple[Value, ...]) -> Flag:
         return Flag(name=name, option=option, type="str", choices=seen, default=default)
     kind = "int" if isinstance(default, int) else "float"
     return Flag(name=name, option=option, type=kind, default=default, low=min(seen), high=max(seen))
-
-
-def _noisy(level: Level, noise: Spread, relaunch: float, random: np.random.Generator, more: float = 1.0) -> Level:
-    """Half the variance is the relaunch's own and common to its levels, half is the level's, which a short one has `more` of."""
-    if not any(noise):
-        return level
-    speed = float(np.exp(noise.rates * (relaunch + more * random.normal(0, 1)) / np.sqrt(2)))
-    own = {name: getattr(noise, name) * more for name in ("ttft", "tpot", "e2e")}
-    stretch = {name: float(np.exp(size * random.normal(0, 1))) / speed for name, size in own.items()}
-    scaled = {name: getattr(level, name) * speed for name in ("rps", "out_tps", "tot_tps")}
-    slower = {name: _scaled(getattr(level, name), factor) for name, factor in stretch.items()}
-    return level.model_copy(update={**scaled, **slower, "span": level.span / speed})
-
-
-def _scaled(percentiles: Percentiles, factor: float) -> Percentiles:
-    return Percentiles(**{name: value * factor for name, value in percentiles.model_dump().items()})
 
 
 _CARRIER = "AUTOTUNE_RECORDED_CONFIGURATION"

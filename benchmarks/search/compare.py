@@ -30,9 +30,9 @@ from surfaces import Task, best, own, tasks
 
 from autotune import pareto
 from autotune.bar import LEAST_GAIN
+from autotune.engines._recorded.noise import UNKNOWN_NOISE
 from autotune.engines._recorded.recording import load
 from autotune.engines._recorded.surface import surface
-from autotune.engines.recorded import UNKNOWN_NOISE
 from autotune.search.prior import agreement
 from autotune.stats import bootstrap_interval
 from autotune.trial import Configuration, Failed, FailureKind, digest_of

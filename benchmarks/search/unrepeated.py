@@ -29,7 +29,7 @@ from fresh import FreshTPE
 from page import keep
 from surfaces import Task, own, tasks
 
-from autotune.engines.recorded import UNKNOWN_NOISE
+from autotune.engines._recorded.noise import UNKNOWN_NOISE
 from autotune.search.candidates import REASKS, Candidates
 from autotune.space import Point
 from autotune.stats import bootstrap_interval
