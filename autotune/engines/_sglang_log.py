@@ -1,18 +1,23 @@
-"""What SGLang's log says: phases of the start-up, and why a server died.
+"""What an SGLang server says: its log the phases of the start-up and why it died, its endpoints what it runs with.
 
-Its exit status says little: the scheduler is a child that ends the whole tree with SIGKILL for a bad value and for lack of
+The exit status says little: the scheduler is a child that ends the whole tree with SIGKILL for a bad value and for lack of
 memory alike, so the child's last exception is what decides.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
+from autotune.engines import _logprobs
 from autotune.engines._milestones import Milestones
-from autotune.engines._server import decisive
-from autotune.engines.base import Diagnosis
-from autotune.trial import FailureKind
+from autotune.engines._server import Ask, Dialect, decisive
+from autotune.engines._sglang_args import by_flag
+from autotune.engines.base import Diagnosis, Flag
+from autotune.secrets import is_secret_name
+from autotune.trial import FailureKind, Value
 
 MILESTONES: Milestones = (
     ("imports", re.compile(r"Init (?:torch distributed|parallel) begin")),
@@ -112,3 +117,38 @@ def _memory_advice(found: Sequence[str]) -> str:
 def _clean(lines: Sequence[str]) -> tuple[str, ...]:
     """Lines without SGLang's own time and rank prefix."""
     return tuple(re.sub(r"^\[\d{4}-\d\d-\d\d [\d:]+[^\]]*\]\s*", "", line)[:500] for line in lines)
+
+
+def dialect(flags: Mapping[str, Flag], warm: bool | None) -> Dialect:
+    """How a session talks to a server with these flags. `warm`: whether its compile cache held anything, None where it has none."""
+    return Dialect(
+        milestones=MILESTONES,
+        fatal=FATAL,
+        confirm=partial(confirm, flags, warm),
+        diagnose=diagnose,
+        reset="/flush_cache?timeout=5",
+        answer=_logprobs.of_sglang,
+        # It looks every five seconds whether a TERM has come, and waits for its schedulers then: 7 to 9 s on an H200.
+        lingers=True,
+    )
+
+
+def confirm(flags: Mapping[str, Flag], warm: bool | None, ask: Ask, _log: str) -> dict[str, Value]:
+    """What the running server says about itself; what it does not tell is left out."""
+    facts: dict[str, Value] = {} if warm is None else {"compile_cache": "warm" if warm else "cold"}
+    info = ask("/server_info")
+    if not isinstance(info, Mapping):
+        return facts
+    state: Mapping[str, Any] = (info.get("internal_states") or [{}])[0]
+    told = {
+        "kv_tokens": info.get("max_total_num_tokens"),
+        "version": info.get("version"),
+        "engine_seconds": info.get("startup_time"),
+        "memory_gib": state.get("memory_usage"),
+    }
+    effective = by_flag(info)
+    if not effective.get("max_running_requests"):
+        # The limit that SGLang derives from the size of its KV pool, also when it was asked for 0.
+        effective["max_running_requests"] = state.get("effective_max_running_requests_per_dp")
+    known = {name: value for name, value in effective.items() if name in flags and not is_secret_name(name)}
+    return {**facts, **{name: value for name, value in told.items() if value is not None}, "effective": known}

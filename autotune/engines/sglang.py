@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,7 @@ from autotune.engines import _sglang_cpu as cpu
 from autotune.engines import _sglang_log as log
 from autotune.engines._answers import Answers
 from autotune.engines._environment import interpreter
-from autotune.engines._server import Ask, Dialect, ServingSession
+from autotune.engines._server import ServingSession
 from autotune.engines._sglang_cpu import cpu_support
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Serves, Session, Verdict
 from autotune.errors import AutotuneError, MissingPrerequisite, Mistake, nearest
@@ -157,7 +157,7 @@ class SglangEngine(Engine):
         model = launch.argv[launch.argv.index("--model-path") + 1]
         # Kernels are compiled into shared objects; on a CPU nothing is.
         warm = None if self.on_cpu else any((context.cache / "sglang").rglob("*.so"))
-        session = ServingSession(launch, context, self.options, _dialect(self.flags(), warm), model)
+        session = ServingSession(launch, context, self.options, log.dialect(self.flags(), warm), model)
         session.model_folder = Path(model) if Path(model).is_dir() else None
         return session
 
@@ -261,40 +261,6 @@ class SglangEngine(Engine):
             said = [line.strip() for line in told.stderr.splitlines() if line.strip()] or ["it said nothing"]
             raise MissingPrerequisite(f"{self.python} cannot answer for SGLang: {said[-1][:300]} ({_INSTALL}).")
         return json.loads(told.stdout)
-
-
-def _dialect(flags: Mapping[str, Flag], warm: bool | None) -> Dialect:
-    return Dialect(
-        milestones=log.MILESTONES,
-        fatal=log.FATAL,
-        confirm=partial(_confirm, flags, warm),
-        diagnose=log.diagnose,
-        reset="/flush_cache?timeout=5",
-        answer=_logprobs.of_sglang,
-        # It looks every five seconds whether a TERM has come, and waits for its schedulers then: 7 to 9 s on an H200.
-        lingers=True,
-    )
-
-
-def _confirm(flags: Mapping[str, Flag], warm: bool | None, ask: Ask, _log: str) -> dict[str, Value]:
-    """What the running server says about itself; what it does not tell is left out."""
-    facts: dict[str, Value] = {} if warm is None else {"compile_cache": "warm" if warm else "cold"}
-    info = ask("/server_info")
-    if not isinstance(info, Mapping):
-        return facts
-    state: Mapping[str, Any] = (info.get("internal_states") or [{}])[0]
-    told = {
-        "kv_tokens": info.get("max_total_num_tokens"),
-        "version": info.get("version"),
-        "engine_seconds": info.get("startup_time"),
-        "memory_gib": state.get("memory_usage"),
-    }
-    effective = args.by_flag(info)
-    if not effective.get("max_running_requests"):
-        # The limit that SGLang derives from the size of its KV pool, also when it was asked for 0.
-        effective["max_running_requests"] = state.get("effective_max_running_requests_per_dp")
-    known = {name: value for name, value in effective.items() if name in flags and not is_secret_name(name)}
-    return {**facts, **{name: value for name, value in told.items() if value is not None}, "effective": known}
 
 
 engine = SglangEngine
