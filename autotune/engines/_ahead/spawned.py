@@ -33,11 +33,11 @@ from typing import Any
 
 # Beside this file, also where PYTHONSAFEPATH keeps a script's folder out of the path.
 sys.path.insert(0, str(Path(__file__).parent))
+import imported
 import inherited
-import waiting
 
 # The names are free again for whoever else has modules of them.
-del sys.path[0], sys.modules["inherited"], sys.modules["waiting"]
+del sys.path[0], sys.modules["imported"], sys.modules["inherited"]
 
 RESERVED = 256
 """Descriptors below this one are kept free for what a parent hands over."""
@@ -115,7 +115,7 @@ class Brood:
 
     def become_normal(self, cpus: Iterable[int], idle: bool) -> None:
         for child in self.children:
-            waiting.take_cores(child.pid, cpus, idle)
+            imported.take_cores(child.pid, cpus, idle)
 
     def serve(self) -> None:
         """From here on `multiprocessing` is given one of them where it would start an interpreter.
@@ -153,24 +153,24 @@ def ignored() -> set[int]:
 def main() -> None:
     first, last = (index for index, word in enumerate(sys.argv) if word == "--")
     entry, late, modules = sys.argv[1:first], sys.argv[first + 1 : last], sys.argv[last + 1 :]
-    waiting.end_with_parent()
+    imported.end_with_parent()
     orders, born_ignoring = reserve(), ignored()
     threads = os.environ.pop("AUTOTUNE_THREADS", None)
     before = dict(os.environ)
-    waiting.import_all(entry, modules, threads)
-    waiting.end_if_it_takes_memory()
+    imported.import_all(entry, modules, threads)
+    imported.end_if_it_takes_memory()
     passed, order = await_order(orders)
     asked = order["env"]
     # What its parent has set while importing, this one has set too.
     differing = {name for name in {*before, *asked} if asked.get(name) not in (before.get(name), os.environ.get(name))}
-    reason = occupied(order["numbers"], passed) or waiting.obstacle(differing - SAME, late, forks=False)
-    waiting.answer(orders, reason)
+    reason = occupied(order["numbers"], passed) or imported.obstacle(differing - SAME, late, forks=False)
+    imported.answer(orders, reason)
     if reason is not None:
         os._exit(0)
-    waiting.outlive_parent()
+    imported.outlive_parent()
     become(order, dict(zip(order["numbers"], passed, strict=True)), differing)
     ignore(set(order["ignored"]), born_ignoring)
-    waiting.widen(os.environ.get(waiting.THREADS, threads))
+    imported.widen(os.environ.get(imported.THREADS, threads))
     code = order["argv"][order["argv"].index("-c") + 1]
     sys.argv = ["-c", *order["argv"][order["argv"].index(code) + 1 :]]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -221,10 +221,10 @@ def become(order: Mapping[str, Any], passed: Mapping[int, int], differing: Itera
         elif number > 2:
             with contextlib.suppress(OSError):
                 os.close(number)
-    waiting.take_environment(order["env"], differing)
+    imported.take_environment(order["env"], differing)
     inherited.take_surroundings(order)
     # A thread that began while its parent gave them normal priority may have been passed over.
-    waiting.take_cores(os.getpid(), order["cpus"], idle=True)
+    imported.take_cores(os.getpid(), order["cpus"], idle=True)
     signal.pthread_sigmask(signal.SIG_SETMASK, order["blocked"])
 
 

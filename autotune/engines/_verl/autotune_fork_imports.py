@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "_ahead"))
+import imported
 import untouched
-import waiting
 
 sys.path.pop(0)
 # The names are free again for whoever else has modules of them.
-del sys.modules["untouched"], sys.modules["waiting"]
+del sys.modules["imported"], sys.modules["untouched"]
 
 CULPRITS: list[str] = []
 """The module that CUDA was initialised by."""
@@ -33,7 +33,7 @@ def import_all(modules: Iterable[str]) -> None:
     added = "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
     # PyTorch then counts the GPUs without initialising them.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    os.environ.__class__ = waiting.Noting
+    os.environ.__class__ = imported.Noting
     restore: Callable[[], None] | None = None
     try:
         for module in modules:
@@ -46,13 +46,13 @@ def import_all(modules: Iterable[str]) -> None:
                 print(f"Each worker imports {module} itself, which initialises CUDA.", file=sys.stderr, flush=True)
                 sys.meta_path.insert(0, untouched.Returning())
             name_actors_without_ray()
-            if not CULPRITS and waiting.cuda_touched():
+            if not CULPRITS and imported.cuda_touched():
                 CULPRITS.append(module)
     finally:
         if restore is not None:
             restore()
         os.environ.__class__ = plain
-        waiting.Noting.names.discard("PYTORCH_NVML_BASED_CUDA_CHECK")
+        imported.Noting.names.discard("PYTORCH_NVML_BASED_CUDA_CHECK")
         if added:
             del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
 

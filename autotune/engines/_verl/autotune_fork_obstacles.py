@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autotune_fork_imports import CULPRITS, waiting
+from autotune_fork_imports import CULPRITS, imported
 
 LATE = ("RAY_", "NCCL_", "VLLM_", "HCCL_", "HSA_", "VERL_", "WG_", "TRANSFER_QUEUE_")
 """How names of variables begin that Ray and verl give their workers, and that native code reads when it needs them."""
@@ -56,7 +56,7 @@ def alike() -> bool:
 
 def obstacle() -> str | None:
     """Why nothing can be forked from this process; None when it can."""
-    if waiting.cuda_touched():
+    if imported.cuda_touched():
         return f"CUDA was initialised while {' and '.join(CULPRITS) or 'something'} was imported"
     tasks = [task for task in Path("/proc/self/task").iterdir() if int(task.name) != os.getpid()]
     threads = {(task / "comm").read_text().strip() for task in tasks}
@@ -76,7 +76,7 @@ def differs(order: Mapping[str, Any], began: Mapping[str, str]) -> str | None:
     for name in sorted({*asked, *began, *now} - OF_A_SHELL):
         if asked.get(name) in (now.get(name), began.get(name)):
             continue
-        if name in waiting.Noting.names:
+        if name in imported.Noting.names:
             return f"{name} was looked up or set while importing, and a worker has another value"
         if name not in LATE_NAMES and not name.startswith(LATE):
             return f"{name} is not what was imported with"

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import autotune_fork_child
-from autotune_fork_imports import import_all, waiting
+from autotune_fork_imports import import_all, imported
 from autotune_fork_obstacles import NATIVE, alike, differs, obstacle
 
 PR_SET_PDEATHSIG = 1
@@ -127,7 +127,7 @@ def prepare(asked: Mapping[str, Any], origin: autotune_fork_child.Origin) -> Non
     """Import what workers need, with the variables that they are expected to have."""
     for name, value in asked["expected"].items():
         # What was looked up already was found without it; a worker that has it is refused then.
-        if name not in waiting.Noting.names and name not in os.environ:
+        if name not in imported.Noting.names and name not in os.environ:
             os.environ[name] = origin.environment[name] = value
     import_all(asked["modules"])
     gc.collect()
@@ -188,7 +188,7 @@ class Server:
         pid = os.fork()
         if pid == 0:
             self.leave()
-            said = waiting.Noting.names
+            said = imported.Noting.names
             return {**order, "streams": streams, "connection": connection, "origin": self.origin, "looked_up": said}
         for stream in streams:
             os.close(stream)
