@@ -16,7 +16,7 @@ from autotune.estimates import Gain, Noise
 from autotune.metrics import lookup
 from autotune.pareto import Direction
 from autotune.quality import Guard, Review
-from autotune.score import Objective, Score, Selector, score, unsteady, value_of
+from autotune.score import Objective, Score, Selector, judged, unsteady, value_of
 from autotune.secrets import redact
 from autotune.space import OwnRules, StudyRule
 from autotune.stats import Interval
@@ -271,12 +271,7 @@ class Analysis:
 
     def judged(self, record: TrialRecord) -> Score | Failed:
         """A trial's score, or why it has none."""
-        if isinstance(record.outcome, Failed):
-            return record.outcome
-        try:
-            return score(record.outcome.measurement, self.study.objectives, self.study.constraints)
-        except TrialFailed as error:
-            return error.failed
+        return judged(record.outcome, self.study.objectives, self.study.constraints)
 
     def _candidate(self, digest: str, runs: Sequence[TrialRecord]) -> Candidate | None:
         scored = [(record, found) for record in runs if (found := self.score(record)) is not None]
