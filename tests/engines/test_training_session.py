@@ -7,7 +7,7 @@ import pytest
 
 from autotune import process
 from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions
-from autotune.engines._training_log import death, diagnose
+from autotune.engines._training_log import Own, death, diagnose
 from autotune.engines.base import Context, Launch, Step
 from autotune.trial import FailureKind, Phase, TrialFailed
 
@@ -137,6 +137,28 @@ def test_a_crash_tells_where_it_was_raised(tmp_path):
     assert failed.kind is FailureKind.CRASHED
     assert failed.evidence == ("KeyError: 'answer' (raised in /mine/rewards.py, line 12, in score)",)
     assert failed.advice == "Read training-0.log in the trial's folder."
+
+
+@pytest.mark.parametrize(
+    ("frames", "own", "kind"),
+    [
+        (["/mine/train.py", "/mine/data.py"], Own(script="/mine/train.py"), FailureKind.INVALID_CONFIG),
+        (["/trl/tap.py", "/mine/train.py"], Own(script="/mine/train.py"), FailureKind.CRASHED),
+        (["/mine/train.py", "/trl/config.py"], Own(script="/mine/train.py"), FailureKind.INVALID_CONFIG),
+        (["/trl/grpo.py", "/mine/rewards.py"], Own(called="/rewards.py"), FailureKind.CRASHED),
+        (["/trl/grpo.py", "/mine/rewards.py", "/lib/sympy/parser.py"], Own(called="/rewards.py"), FailureKind.CRASHED),
+        (["/trl/grpo.py", "/trl/all_rewards.py"], Own(called="/rewards.py"), FailureKind.INVALID_CONFIG),
+        (["/mine/rewards.py"], Own(), FailureKind.INVALID_CONFIG),
+    ],
+)
+def test_what_the_studys_own_code_raises_refuses_no_parameters(tmp_path, frames, own, kind):
+    """Before the first step too: verl's first step calls the reward, and a script may fail at its own first line."""
+    log = tmp_path / "training-0.log"
+    traced = "".join(f'  File "{file}", line 3, in score\n    score()\n' for file in frames)
+    log.write_text(f"Traceback (most recent call last):\n{traced}ValueError: no number in the answer\n")
+    failed = death(log, 1, Phase.START, lambda text, code: diagnose(text, ("ValueError",), own)).failed
+    assert failed.kind is kind and "no number in the answer" in failed.evidence[0]
+    assert ("study's own code" in failed.advice) == (kind is FailureKind.CRASHED)
 
 
 RAY = "\x1b[36m(TaskRunner pid=3)\x1b[0m "
