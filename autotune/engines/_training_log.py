@@ -12,8 +12,14 @@ from autotune.logs import tail
 from autotune.trial import FailureKind, Phase, TrialFailed
 
 
-def death(log: Path, returncode: int | None, phase: Phase, diagnose: Callable[[str, int | None], Diagnosis | None]) -> TrialFailed:
-    """What a trainer that ended by itself, or hangs (`returncode` None), died of."""
+def death(
+    log: Path,
+    returncode: int | None,
+    phase: Phase,
+    diagnose: Callable[[str, int | None], Diagnosis | None],
+    trained: bool = False,
+) -> TrialFailed:
+    """What a trainer that ended by itself, or hangs (`returncode` None), died of; `trained` says that it had made steps."""
     lines = tail(log, 200)
     found = diagnose("\n".join(lines), returncode)
     if found is None:
@@ -26,7 +32,7 @@ def death(log: Path, returncode: int | None, phase: Phase, diagnose: Callable[[s
         evidence = (how, *lines[-3:])
         return TrialFailed(FailureKind.CRASHED, phase, *evidence, advice=f"Read {log}.")
     # The same exception that refuses an argument before training is an ordinary crash once steps were made.
-    late = found.kind is FailureKind.INVALID_CONFIG and phase is Phase.MEASURE
+    late = found.kind is FailureKind.INVALID_CONFIG and trained
     kind = FailureKind.CRASHED if late else found.kind
     if kind is not FailureKind.CRASHED:
         return TrialFailed(kind, phase, *found.evidence, advice=found.advice)

@@ -107,11 +107,23 @@ def test_a_refused_argument_is_the_configurations_fault(opened):
     assert "divisible by num_generations (7)" in failed.evidence[0]
 
 
-def test_the_same_exception_later_is_a_crash(opened):
-    session = opened(BEGIN + "time.sleep(0.3)\nraise ValueError('late')")
+def test_an_argument_that_the_first_step_refuses_is_the_configurations_fault(opened):
+    """TRL reads the name of its loss there, and nowhere before."""
+    session = opened(BEGIN + "time.sleep(0.3)\nraise ValueError('Unknown loss type: grpoo')")
     session.wait_ready()
     with pytest.raises(TrialFailed) as caught:
         for _ in range(100):
+            session.check_alive()
+            time.sleep(0.05)
+    assert caught.value.failed.kind is FailureKind.INVALID_CONFIG and caught.value.failed.phase is Phase.MEASURE
+
+
+def test_the_same_exception_later_is_a_crash(opened):
+    session = opened(BEGIN + STEP % 1 + "time.sleep(0.3)\nraise ValueError('late')")
+    session.wait_ready()
+    with pytest.raises(TrialFailed) as caught:
+        for _ in range(100):
+            session.new_steps()
             session.check_alive()
             time.sleep(0.05)
     assert caught.value.failed.kind is FailureKind.CRASHED and caught.value.failed.phase is Phase.MEASURE
