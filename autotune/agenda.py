@@ -16,12 +16,12 @@ from autotune.ledger import Ledger
 from autotune.plan import Plan
 from autotune.results import StudyResults
 from autotune.retries import Retries
-from autotune.score import Reached, Score, reached, score
+from autotune.score import Reached, Score, judged, reached
 from autotune.search.driver import Driver, Proposal
 from autotune.search.screening import Screening
 from autotune.search.stopping import GROWTH, flat
 from autotune.standings import Standings
-from autotune.trial import Configuration, Failed, FailureKind, Origin, TrialFailed, TrialJob, TrialRecord
+from autotune.trial import Configuration, Failed, FailureKind, Origin, TrialJob, TrialRecord
 
 _SEARCHED = (Origin.SEARCH, Origin.AUDIT, Origin.WARM_START)
 """Trials that nobody asked for by name: these may be ended early."""
@@ -64,9 +64,7 @@ class Agenda:
         """Plan the finalists' rounds, or take up those that an earlier run planned and what this one asks for beyond them;
         returns how many trials are left of them."""
         searched = self._searched()
-        for note in self.ledger.notes:
-            if note.kind == "finalists" and note.payload["searched"] == searched:
-                self.finals = [TrialJob.model_validate(job) for job in note.payload["jobs"]]
+        self.finals, _ = finalists.planned(self.ledger.notes, searched)
         spec, number = self.plan.study.finalists, self.driver.next_number
         planned = bool(self.finals)
         if planned:
@@ -76,28 +74,28 @@ class Agenda:
             added = finalists.plan(analysis, spec, number, self.seed)
         if added or not planned:
             self.finals += added
-            jobs = [job.model_dump(mode="json") for job in self.finals]
-            self.ledger.note("finalists", {"searched": searched, "jobs": jobs})
+            rounds = finalists.Rounds(searched=searched, jobs=tuple(self.finals))
+            self.ledger.note(finalists.NOTE, rounds.model_dump(mode="json"))
         return len(finalists.remaining(self.finals, self.ledger.records))
 
-    def finished(self, record: TrialRecord) -> Score | None:
-        """Keep a record, teach the search, and queue a retry where one is due. Returns the score of a measured trial."""
+    def finished(self, record: TrialRecord) -> Score | Failed:
+        """Keep a record, teach the search, and queue a retry where one is due. Returns the trial's score, or why it has none."""
         self.ledger.record(record, self.key(record.configuration))
         found = self._tell(record)
         for sentence in self.screening.hear(record, found, self._wanted(record)):
             self.say(sentence)
         if (again := self.retries.after(record)) is not None:
             self.waiting.append(again)
-        return found
+        return self.judged(record)
 
     def score(self, record: TrialRecord) -> Score | None:
         """A measured trial's score; None for one that failed or lacks a number the study needs."""
-        if record.measurement is None:
-            return None
-        try:
-            return score(record.measurement, self.plan.study.objectives, self.plan.study.constraints)
-        except TrialFailed:
-            return None
+        found = self.judged(record)
+        return found if isinstance(found, Score) else None
+
+    def judged(self, record: TrialRecord) -> Score | Failed:
+        """A trial's score, or why it has none."""
+        return judged(record.outcome, self.plan.study.objectives, self.plan.study.constraints)
 
     def bar(self, job: TrialJob) -> Bar | None:
         """What a trial that begins now has to be able to reach; None for one that is to be measured whatever it reaches."""

@@ -18,11 +18,11 @@ from autotune.metrics import lookup
 from autotune.pareto import Direction
 from autotune.quality import Guard, Review
 from autotune.rules import OwnRules, StudyRule
-from autotune.score import Objective, Score, Selector, score, unsteady
+from autotune.score import Objective, Score, Selector, judged, unsteady
 from autotune.secrets import redact
 from autotune.stats import Interval
 from autotune.study import Study
-from autotune.trial import Configuration, Failed, Origin, TrialFailed, TrialRecord
+from autotune.trial import Configuration, Failed, Origin, TrialRecord
 from autotune.validation import sentence
 
 __all__ = ["Analysis", "Candidate", "Volume", "short"]
@@ -246,12 +246,7 @@ class Analysis:
 
     def judged(self, record: TrialRecord) -> Score | Failed:
         """A trial's score, or why it has none."""
-        if isinstance(record.outcome, Failed):
-            return record.outcome
-        try:
-            return score(record.outcome.measurement, self.study.objectives, self.study.constraints)
-        except TrialFailed as error:
-            return error.failed
+        return judged(record.outcome, self.study.objectives, self.study.constraints)
 
     def _candidate(self, digest: str, runs: Sequence[TrialRecord]) -> Candidate | None:
         scored = [(record, found) for record in runs if (found := self.score(record)) is not None]

@@ -15,7 +15,7 @@ from autotune.score import Selector
 from autotune.search import grid, samplers
 from autotune.search.rehearsal import rehearse
 from autotune.source import Place, Source
-from autotune.space import Space
+from autotune.space import EngineSpace, Space
 from autotune.study import Study
 from autotune.trial import Configuration, Value
 from autotune.workloads.base import Workload
@@ -189,6 +189,18 @@ def first_trials(study: Study, text: Source, space: Space) -> tuple[list[Configu
     return found, mistakes
 
 
+def hopeless(first: Sequence[Configuration], text: Source, space: Space) -> Iterator[Mistake]:
+    """First trials that cannot win, as they leave a parameter at a default that the study forbids."""
+    for index, one in enumerate(first):
+        rules = space.engines[one.engine].own_rules()
+        rule = rules.forbid(one)
+        if rule is not None:
+            left = {name: rules.known[name] for name in sorted(rule.expression.names & rules.known.keys() - one.values.keys())}
+            values = ", ".join(f"{name} at {value!r}" for name, value in left.items())
+            problem = f"This configuration leaves {values}, which is forbidden ({rule.rule}): {rule.reason}"
+            yield text.mistake(("first_trials", index), problem)
+
+
 def stages(study: Study, text: Source, space: Space) -> Iterator[Mistake]:
     """Whether the groups of a staged search hold parameters that the search chooses, each once, and are read at all."""
     if study.search.stages and study.search.strategy != "staged":
@@ -228,23 +240,38 @@ def _first_trial(values: Mapping[str, Any], text: Source, place: Place, space: S
     if not given:
         raise InvalidInput([text.mistake(place, "This is the engine's default configuration, which every study runs first.")])
     here = space.engines[kind]
-    unknown = [_unknown(name, text, (*place, name), space, kind) for name in given if name not in here.names()]
-    if unknown:
-        raise InvalidInput(unknown)
-    configuration = Configuration(engine=kind, values=here.complete(given))
+    configuration = Configuration(engine=kind, values=here.complete(_own_words(given, text, place, here)))
     rule = space.forbidden(configuration)
     if rule is not None:
         raise InvalidInput([text.mistake(place, f"This configuration is forbidden ({rule.rule}): {rule.reason}")])
     return configuration
 
 
-def _unknown(name: str, text: Source, place: Place, space: Space, kind: str) -> Mistake:
+def _own_words(given: Mapping[str, Any], text: Source, place: Place, here: EngineSpace) -> dict[str, Value]:
+    """What a first trial sets by the engine's own names, whichever the study used. Raises InvalidInput."""
+    found: dict[str, Value] = {}
+    mistakes: list[Mistake] = []
+    for name, value in given.items():
+        try:
+            own, meant = here.translated(name, value)
+        except WrongValue as error:
+            mistakes.append(text.mistake((*place, name), error.problem, **error.details))
+            continue
+        if own not in here.names():
+            mistakes.append(_unknown(name, text, (*place, name), here))
+        elif own in found:
+            mistakes.append(text.mistake((*place, name), f"{own!r} is set twice here, by its own name and the engine-neutral one."))
+        found[own] = meant
+    if mistakes:
+        raise InvalidInput(mistakes)
+    return found
+
+
+def _unknown(name: str, text: Source, place: Place, here: EngineSpace) -> Mistake:
     """Why a first trial cannot set a name."""
-    here = space.engines[kind]
     if name in here.replaced:
         return text.mistake(place, f"{name!r}: {here.replaced[name]}")
     if name in here.fixed:
         return text.mistake(place, f"{name!r} is fixed by the engine section for every trial.")
-    canonical = {one.canonical.name: own for own, one in here.parameters.items() if one.canonical is not None}
-    close = canonical.get(name) or nearest(name, here.names())
+    close = nearest(name, sorted(here.names() | here.neutral().keys()))
     return text.mistake(place, f"{name!r} is not a parameter of this study's search space.", nearest=close)

@@ -53,7 +53,9 @@ def _diagnosed(failed: Failed, engine: Engine, remains: Remains) -> Failed:
     log = _log_text(remains.folder)
     found = engine.diagnose(log, remains.returncode)
     if found is not None:
-        better = found.kind in _SPECIFIC or failed.kind is FailureKind.CRASHED
+        # What was ready has refused no flags, whatever the name of the exception that ended it.
+        late = found.kind is FailureKind.INVALID_CONFIG and failed.phase is not Phase.START
+        better = not late and (found.kind in _SPECIFIC or failed.kind is FailureKind.CRASHED)
         evidence = tuple(dict.fromkeys((*found.evidence, *failed.evidence)))
         update = {"evidence": evidence, "kind": found.kind if better else failed.kind}
         return failed.model_copy(update=update | ({"advice": found.advice} if better else {}))

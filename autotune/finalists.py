@@ -22,6 +22,8 @@ from autotune.study import Finalists
 from autotune.trial import Configuration, Frozen, Origin, TrialJob, TrialRecord
 
 Answer = Literal["better", "worse", "not distinguishable"]
+NOTE = "finalists"
+"""The ledger's note of a plan of the rounds."""
 LEVEL = 0.05
 """Probability of any wrong verdict among all of them."""
 LEAST_P = 1e-6
@@ -129,11 +131,22 @@ def _with_fallbacks(analysis: Analysis, found: list[Candidate], count: int) -> l
     return [*kept, *(added if len(added) <= room else [*added[: room - 1], added[-1]])]
 
 
-def planned(notes: Iterable[Note]) -> tuple[list[TrialJob], int]:
-    """The rounds as the ledger last notes them, and how many plans of them there were: 2 where rounds were added later."""
-    plans = [note.payload for note in notes if note.kind == "finalists" and note.payload["jobs"]]
-    jobs = [TrialJob.model_validate(job) for job in plans[-1]["jobs"]] if plans else []
-    return jobs, sum(one["searched"] == plans[-1]["searched"] for one in plans)
+class Rounds(Frozen):
+    """The ledger's note of the rounds: all of their jobs, and of how many trials the search was that they follow."""
+
+    searched: int
+    jobs: tuple[TrialJob, ...]
+
+
+def planned(notes: Iterable[Note], searched: int | None = None) -> tuple[list[TrialJob], int]:
+    """The rounds as the ledger last notes them, and how many plans of them there were: 2 where rounds were added later.
+
+    `searched` asks for those that follow a search of so many trials: a search that went on has other finalists.
+    """
+    plans = [rounds for rounds in (Rounds.model_validate(note.payload) for note in notes if note.kind == NOTE) if rounds.jobs]
+    last = plans[-1].searched if plans and searched is None else searched
+    same = [rounds for rounds in plans if rounds.searched == last]
+    return list(same[-1].jobs) if same else [], len(same)
 
 
 def verdicts(analysis: Analysis, jobs: Sequence[TrialJob], looks: int = 1) -> list[Verdict]:

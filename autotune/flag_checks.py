@@ -41,8 +41,9 @@ class FlagChecks:
         for index, values in enumerate(self.study.first_trials):
             if values.get("engine", self.study.engine[0].get("kind")) == self.kind:
                 for name, value in values.items():
-                    if name in self.flags:
-                        yield from self.value(name, value, ("first_trials", index, name))
+                    own, meant = self.space.translated(name, value)
+                    if own in self.flags:
+                        yield from self.value(own, meant, ("first_trials", index, name))
 
     def fixed(self) -> Iterator[Mistake]:
         """The engine section's own parameters."""

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from autotune.score import Score
 from autotune.terminal import Plain, clean
-from autotune.trial import Configuration, Failed, FailureKind, TrialJob, TrialRecord
+from autotune.trial import Configuration, Failed, TrialJob, TrialRecord
 
 
 class Reporter(Protocol):
@@ -30,8 +30,8 @@ class Reporter(Protocol):
     def progress(self, number: int, label: str, share: float) -> None:
         """Where a running trial is."""
 
-    def finished(self, record: TrialRecord, score: Score | None) -> None:
-        """A trial ended."""
+    def finished(self, record: TrialRecord, judged: Score | Failed) -> None:
+        """A trial ended: its score, or why it has none."""
 
     def close(self) -> None:
         """The run is over."""
@@ -55,7 +55,7 @@ class Silent:
     def progress(self, number: int, label: str, share: float) -> None:
         pass
 
-    def finished(self, record: TrialRecord, score: Score | None) -> None:
+    def finished(self, record: TrialRecord, judged: Score | Failed) -> None:
         pass
 
     def close(self) -> None:
@@ -103,29 +103,27 @@ class Live:
         if number in self.tasks:
             self.bars.update(self.tasks[number], completed=share, note=escape(clean(label)))
 
-    def finished(self, record: TrialRecord, score: Score | None) -> None:
+    def finished(self, record: TrialRecord, judged: Score | Failed) -> None:
         if record.number in self.tasks:
             self.bars.remove_task(self.tasks.pop(record.number))
         if record.number in self.begun and record.reused_from is None:
             self.spent.append(time.monotonic() - self.begun.pop(record.number))
             self.whole += self.spent[-1:] if record.measurement is not None else []
         self.done += 1
-        self.say(f"trial {record.number} ({record.origin}): {self._result(record, score)}  [{_brief(record.configuration)}]")
+        self.say(f"trial {record.number} ({record.origin}): {self._result(record, judged)}  [{_brief(record.configuration)}]")
         self._study_bar()
 
     def close(self) -> None:
         self.bars.stop()
 
-    def _result(self, record: TrialRecord, score: Score | None) -> str:
-        if isinstance(record.outcome, Failed):
+    def _result(self, record: TrialRecord, judged: Score | Failed) -> str:
+        if isinstance(judged, Failed):
             # A log's last line may be a mere rule.
-            said = [line for line in record.outcome.evidence if any(map(str.isalpha, line))]
+            said = [line for line in judged.evidence if any(map(str.isalpha, line))]
             evidence = f": {said[-1][:160]}" if said else ""
-            return f"{record.outcome.kind} during {record.outcome.phase}{evidence}"
-        if score is None:
-            return f"{FailureKind.INCOMPLETE}: a number that the study needs was not measured"
-        values = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.objectives, score.values, strict=True))
-        return values + ("" if score.feasible else " (breaks a constraint)") + (" (reused)" if record.reused_from else "")
+            return f"{judged.kind} during {judged.phase}{evidence}"
+        values = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.objectives, judged.values, strict=True))
+        return values + ("" if judged.feasible else " (breaks a constraint)") + (" (reused)" if record.reused_from else "")
 
     def _study_bar(self) -> None:
         self.bars.update(

@@ -8,7 +8,7 @@ from autotune import goal_checks
 from autotune.metrics import lookup
 from autotune.plan import Plan
 from autotune.quality import Watched
-from autotune.space import StudyRule
+from autotune.space import EngineSpace, StudyRule
 from autotune.trial import Configuration
 
 
@@ -23,6 +23,7 @@ def on(plan: Plan, at_once: int) -> Iterator[str]:
         if watched.lossy:
             yield f"{kind}: {', '.join(watched.lossy)} can change the model's answers; {_checked(plan, watched)}"
         yield from _rules(plan, kind)
+        yield from _untuned(kind, space)
         roles = {name: parameter.role for name, parameter in space.sampled()}
         yield from (f"{kind}: {caution}" for caution in plan.workload.cautions(roles))
         resolved = plan.resolved.get(kind)
@@ -56,6 +57,15 @@ def _rules(plan: Plan, kind: str) -> Iterator[str]:
             yield f"{kind}: the rule {rule.rule!r} reads nothing that this study tunes, so it forbids nothing."
         elif rule in broken:
             yield f"{kind}: the rule {rule.rule!r} holds of the default, measured all the same as the baseline; it cannot win."
+
+
+def _untuned(kind: str, space: EngineSpace) -> Iterator[str]:
+    """What a study over several engines tunes by a name of another one alone."""
+    if space.untuned:
+        names = " and ".join(map(repr, space.untuned))
+        shared = [f"{name!r} is {neutral!r} for both" for name, neutral in space.untuned.items() if neutral is not None]
+        better = f"; {', '.join(shared)}" if shared else ""
+        yield f"{kind}: not tuned here is what the study tunes by the names of another engine alone, {names}{better}."
 
 
 def _fewer_at_once(plan: Plan, found: int) -> Iterator[str]:

@@ -151,7 +151,9 @@ def confirm(plan: Plan) -> Plan:
         goals = goal_checks.Goals(plan.study, space, plan.engines, resolved, named)
         collected.extend(goals.mistakes(plan.text))
         collected.extend(checks.sampler(plan.study, plan.text, space))
-        collected.extend(checks.possible(plan.study, plan.text, space, resolved))
+        # Where the rules leave nothing at all, that they leave none of the first trials either says no more.
+        impossible = list(checks.possible(plan.study, plan.text, space, resolved))
+        collected.extend(impossible or checks.hopeless(plan.first, plan.text, space))
     collected.finish()
     return replace(plan, space=space, identities=identities, resolved=resolved)
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from autotune.errors import WrongValue, nearest
 from autotune.metrics import STATISTICS, lookup, names
-from autotune.trial import FailureKind, Frozen, Measurement, Phase, Row, Scalar, TrialFailed
+from autotune.trial import Failed, FailureKind, Frozen, Measurement, Outcome, Phase, Row, Scalar, TrialFailed
 
 Direction = Literal["maximize", "minimize"]
 
@@ -145,6 +145,16 @@ def score(measurement: Measurement, objectives: Sequence[Objective], constraints
         constraint.violation(value_of(measurement, constraint.selector, constraint.op == "<=")) for constraint in constraints
     )
     return Score(values=values, violations=bounds)
+
+
+def judged(outcome: Outcome, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()) -> Score | Failed:
+    """A trial's score, or why it has none: it failed, or what it measured lacks a number the study needs."""
+    if isinstance(outcome, Failed):
+        return outcome
+    try:
+        return score(outcome.measurement, objectives, constraints)
+    except TrialFailed as error:
+        return error.failed
 
 
 def reached(measurement: Measurement, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()) -> Reached:

@@ -33,6 +33,8 @@ class Selection:
         self.file = SpaceFile(engine=kind, parameters={})
         self.places: dict[str, Place] = {}
         """Where the study itself speaks of a parameter."""
+        self.foreign: list[str] = []
+        """Names of other engines in what the study says about all."""
 
     def build(self) -> EngineSpace:
         """The engine's part of the space; worth nothing when there are mistakes."""
@@ -49,8 +51,8 @@ class Selection:
             chosen = self.ordered(chosen)
             if not chosen and not self.mistakes:
                 self.note(("search_space",), f"Nothing is left to tune for the engine {self.kind!r}.")
-        forbid = (*self.file.forbid, *rules)
-        return EngineSpace(engine=self.kind, parameters=chosen, forbid=forbid, replaced=self.file.replaced, fixed=self.fixed)
+        told = {"forbid": (*self.file.forbid, *rules), "replaced": self.file.replaced, "fixed": self.fixed}
+        return EngineSpace(engine=self.kind, parameters=chosen, **told, untuned=dict(self.untuned(chosen)))
 
     def note(self, place: Place, problem: str, **details: str | None) -> None:
         self.mistakes.append(self.text.mistake(place, problem, **details))
@@ -92,6 +94,7 @@ class Selection:
         known = _names(self.file)
         shared = self.others() if place[1] != "engines" else frozenset()
         if name in shared:
+            self.foreign.append(name)
             return None
         if name in self.file.replaced:
             self.note(place, f"{name!r}: {self.file.replaced[name]}")
@@ -104,8 +107,26 @@ class Selection:
 
     def others(self) -> frozenset[str]:
         """Names of the study's other engines: what one of them has, this one may lack."""
-        kinds = {str(section.get("kind")) for section in self.study.engine} - {self.kind}
-        return frozenset[str]().union(*(_names(self.load(kind)) for kind in kinds if kind in self.shipped))
+        return frozenset[str]().union(*map(_names, self.other_files()))
+
+    def other_files(self) -> list[SpaceFile]:
+        """The space files that ship for the study's other engines."""
+        kinds = (str(section.get("kind")) for section in self.study.engine)
+        return [self.load(kind) for kind in kinds if kind != self.kind and kind in self.shipped]
+
+    def untuned(self, chosen: Mapping[str, AnyParameter]) -> Iterator[tuple[str, str | None]]:
+        """The names of other engines alone whose counterpart here nothing sets, each with the name that both engines share."""
+        given = conditions.settable(chosen) | self.fixed.keys()
+        for name in dict.fromkeys(self.foreign):
+            neutral = self.neutral(name)
+            own = {one: p for one, p in self.file.parameters.items() if p.canonical is not None and p.canonical.name == neutral}
+            if given.isdisjoint(conditions.settable(own)):
+                yield name, neutral if own else None
+
+    def neutral(self, name: str) -> str | None:
+        """The engine-neutral name of another engine's parameter; None where it has none."""
+        found = (file.parameters[name].canonical for file in self.other_files() if name in file.parameters)
+        return next((canonical.name for canonical in found if canonical is not None), None)
 
     def selected(self, place: Place, section: SpaceSection, already: bool) -> dict[str, AnyParameter]:
         """The parameters that a section names, or the file's tuned set where no section names or defines any."""

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from autotune.conditions import settable
 from autotune.distributions import Choice, Distribution, size
+from autotune.errors import WrongValue
 from autotune.expression import Unknown, parse
 from autotune.parameters import AnyParameter, DerivedParameter, FixedParameter, Parameter, TupleParameter
 from autotune.rules import OwnRules, Rule, StudyRule, of_the_default
@@ -49,6 +50,8 @@ class EngineSpace(Frozen):
     """The study's fixed parameters: visible to conditions and rules, not part of a configuration."""
     known: Mapping[str, Value] = Field(default_factory=dict)
     """What the engine runs with where a configuration says nothing, and its `device`; empty until the engine was asked."""
+    untuned: Mapping[str, str | None] = Field(default_factory=dict)
+    """What the study tunes by another engine's name, and not in this one → the name that both engines share, where there is one."""
 
     def lossy(self) -> dict[str, Value]:
         """The engine's parameters that can change the model's answers, with what the default runs with where that is known."""
@@ -65,6 +68,25 @@ class EngineSpace(Frozen):
     def names(self) -> frozenset[str]:
         """Every engine parameter that a configuration can set."""
         return settable(self.parameters)
+
+    def neutral(self) -> dict[str, str]:
+        """The engine-neutral names of what a configuration can set → the engine's own; a name that the engine itself has is its."""
+        own = self.names()
+        named = ((one.canonical.name, name) for name, one in self.parameters.items() if one.canonical is not None and name in own)
+        return {neutral: name for neutral, name in named if neutral not in own}
+
+    def translated(self, name: str, value: Value) -> tuple[str, Value]:
+        """A name and its value in the engine's own words, both unchanged where the name is not an engine-neutral one.
+
+        Raises WrongValue for a value that has no opposite where the engine's flag says the opposite of the name.
+        """
+        own = self.neutral().get(name, name)
+        canonical = None if own == name else self.parameters[own].canonical
+        if canonical is None or not canonical.invert or value is None:
+            return own, value
+        if not isinstance(value, bool):
+            raise WrongValue(f"{name!r} is a switch, the opposite of {own!r}.", found=repr(value), allowed="true, false")
+        return own, not value
 
     def telling(self) -> Iterator[Rule]:
         """The rules that a configuration can break: they read something that it sets."""

@@ -162,7 +162,8 @@ class Study(Frozen):
     budget: Budget = Budget()
     search: Search = Search()
     first_trials: tuple[Mapping[str, Any], ...] = ()
-    """Configurations to try right after the default: parameter → value, and `engine` where there are several."""
+    """Configurations to try right after the default: parameter, by the engine's name or the canonical one, → value, and `engine`
+    where there are several."""
     finalists: Finalists = Finalists()
     quality: QualitySpec = QualitySpec()
     executor: ExecutorSpec = ExecutorSpec()

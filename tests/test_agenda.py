@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from autotune import finalists, policy
 from autotune import plan as plans
-from autotune import policy
 from autotune.agenda import Agenda
 from autotune.errors import AutotuneError
 from autotune.ledger import Ledger
@@ -68,6 +68,18 @@ def test_a_finalist_that_is_tried_again_meets_the_arrivals_of_its_round(plan, le
         found.finished(failed(job, FailureKind.MACHINE_FAULT))
         again = found.waiting
     assert [(one.number, one.attempt, one.seed) for one in again] == [(12, 2, 9)]
+
+
+def test_only_the_rounds_of_the_search_as_it_stands_are_taken_up(plan, ledger):
+    """A search that goes on after its rounds were measured has other finalists; its older rounds stay in the ledger."""
+    for searched, number in ((0, 12), (30, 40)):
+        job = TrialJob(number=number, configuration=Configuration(engine="recorded"), origin=Origin.FINALIST)
+        ledger.note(finalists.NOTE, finalists.Rounds(searched=searched, jobs=(job,)).model_dump(mode="json"))
+    assert [job.number for job in finalists.planned(ledger.notes)[0]] == [40]
+    assert finalists.planned(ledger.notes, 20) == ([], 0)
+    found = agenda(plan, ledger)
+    found.plan_finals()
+    assert found.finals[0].number == 12 and 40 not in {job.number for job in found.finals}
 
 
 def test_a_trial_of_the_search_is_tried_again_with_the_studys_seed(plan, ledger):

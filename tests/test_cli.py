@@ -368,7 +368,7 @@ def test_progress_shows_an_engines_words_as_words(monkeypatch, terminal):
     reporter.started(job)
     reporter.progress(1, NASTY, 0.5)
     reporter.bars.refresh()
-    reporter.finished(failed(), None)
+    reporter.finished(failed(), failed().outcome)
     reporter.close()
     assert "crashed during start" in shown.getvalue()
     assert not any(sequence in shown.getvalue() for sequence in ("\x1b[31m", "\x1b]0", "\x1bc", "\x9b"))
@@ -380,7 +380,7 @@ def test_a_line_without_a_word_is_not_shown_as_the_reason(monkeypatch):
     monkeypatch.setattr(live, "Plain", lambda **kwargs: Plain(file=shown, width=300, no_color=True))
     reporter, record = live.Live("small", ()), failed()
     outcome = record.outcome.model_copy(update={"evidence": ("KeyError: 'answer'", "-" * 40)})
-    reporter.finished(record.model_copy(update={"outcome": outcome}), None)
+    reporter.finished(record.model_copy(update={"outcome": outcome}), outcome)
     reporter.close()
     assert "during start: KeyError: 'answer'" in shown.getvalue() and "----" not in shown.getvalue()
 

@@ -14,7 +14,7 @@ import pytest
 
 from autotune import proc, process
 from autotune.advice import advice
-from autotune.engines.base import Context, Launch
+from autotune.engines.base import Context, Diagnosis, Launch
 from autotune.evaluate import evaluate
 from autotune.trial import Configuration, Failed, FailureKind, Measured, Measurement, Phase, Row, TrialFailed, TrialJob
 
@@ -96,6 +96,19 @@ def test_each_cause_gives_its_kind_with_evidence_and_advice(run, values, kind, p
 @pytest.mark.parametrize(("mode", "phase"), [("die-start", Phase.START), ("die-load", Phase.MEASURE)])
 def test_a_kill_without_a_reason_is_the_machines_once_and_the_configurations_twice(run, mode, phase):
     assert "ended with status -9" in failed(run({"mode": mode}, attempt=2), FailureKind.CRASHED, phase)
+
+
+def test_what_was_ready_has_refused_no_flags(run):
+    """A training's log names the same exception for a refused argument and for a reward function that fails at a later step."""
+
+    class Refusing(fake.FakeEngine):
+        def diagnose(self, log, returncode):
+            return Diagnosis(kind=FailureKind.INVALID_CONFIG, evidence=("ValueError: late",), advice="Forbid it.")
+
+    engine = Refusing(fake.FakeOptions(kind="fake", start_timeout_s=3.0, stop_timeout_s=1.0))
+    record = run({"mode": "child-dies-load"}, engine=engine)
+    assert "ValueError: late" in failed(record, FailureKind.CRASHED, Phase.MEASURE) and record.outcome.advice != "Forbid it."
+    failed(run({"mode": "refuse"}, engine=engine), FailureKind.INVALID_CONFIG, Phase.START)
 
 
 def test_a_port_answered_by_a_stranger_is_not_measured(run):

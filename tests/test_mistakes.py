@@ -215,6 +215,7 @@ WRONG = [
     (FIRST, "{engine: vllm, max_num_seqs: 8}", 23, "first_trials[0].engine", "The study has no engine 'vllm'"),
     (FIRST, "{max_num_seqs: 8k, max_num_batched_tokens: 512}", 23, "first_trials[0]", "outside what was recorded"),
     (FIRST, "{}", 23, "first_trials[0]", "default configuration"),
+    (FORBID, "[\"kv_cache_dtype == 'auto'\"]", 23, "first_trials[0]", "leaves kv_cache_dtype at 'auto', which is forbidden"),
     (FIRST, "[max_num_seqs]", 23, "first_trials[0]", "This must be a mapping"),
     # Executor, tracking, export.
     ("kind: local", "kind: locl", 25, "executor.kind", "Did you mean 'local'?"),

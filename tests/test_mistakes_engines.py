@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from autotune import plan, process, spaces
+from autotune import notes, plan, process, spaces
 from autotune.errors import InvalidInput
 
 SERVING = """\
@@ -60,6 +60,8 @@ objectives:
 """
 TRAFFIC, LOAD, MODEL = "{input_tokens: 8, output_tokens: 4}", "[{concurrency: 1}, {concurrency: 2}]", "synthetic:tiny"
 SELECT, CHANGE = "[max_num_seqs, max_num_batched_tokens]", "{max_num_seqs: [8, 16]}"
+GOAL, TRIED = "- maximize: output_tokens_per_s", "first_trials[0].max_concurrent_sequences"
+NEUTRAL = "Did you mean 'max_concurrent_sequences'?"
 HERE = "search_space.engines.vllm"
 LENGTH, ONE, TWICE = "workload.traffic.output_tokens", "search_space.select[0]", "stands twice in this list, as 'max_num_seqs'"
 CLIMB = '[{slo_climb: {constraints: ["ttft_ms.p9 <= 3"], start: 1}}]'
@@ -99,6 +101,8 @@ OFFLINE = [
     (TWO, "[max_concurrent_sequences]", "[max_num_sequences]", 12, ONE, "No engine of the study has"),
     (TWO, "override: {max_num_seqs", "override: {page_size", 14, f"{HERE}.override.page_size", "vLLM calls it block_size"),
     (TWO, "  select: [max", "  include: vllm\n  select: [max", 12, "search_space.include", "Give each engine its own"),
+    (TWO, GOAL, f"{GOAL}\nfirst_trials: [{{max_num_seqs: 8, max_concurrent_sequences: 8}}]", 17, TRIED, "is set twice"),
+    (TWO, GOAL, f"{GOAL}\nfirst_trials: [{{max_concurent_sequences: 8}}]", 17, "first_trials[0].max_concurent_sequences", NEUTRAL),
     (TRAINING, "synthetic:learner-tiny", "synthetic:learner-tny", 4, "engine.model", "Did you mean 'synthetic:learner-tiny'?"),
     (TRAINING, "synthetic:learner-tiny", "gpt2", 2, "engine", "needs a 'dataset'"),
     (TRAINING, "fixed: {}", "dataset: /nowhere.parquet", 5, "engine.dataset", "There is no file /nowhere.parquet."),
@@ -129,6 +133,7 @@ AGAINST_VLLM = [
     (CHANGE, "{max_num_seqs: [eight]}", 12, "search_space.override.max_num_seqs[0]", "must be a whole number. Found 'eight'."),
     (CHANGE, "{scheduling_policy: [fcfs, fair]}", 12, "search_space.override.scheduling_policy[1]", "Allowed: fcfs, priority."),
     (f"override: {CHANGE}", "parameters: {made_up_flag: [1, 2]}", 12, "search_space.parameters.made_up_flag", "has no flag"),
+    (GOAL, f"{GOAL}\nfirst_trials: [{{max_concurrent_sequences: lots}}]", 15, TRIED, "max_num_seqs must be a whole number. Found"),
     (f"override: {CHANGE}", 'forbid: ["max_modl_len > 3"]', 12, "search_space.forbid[0]", "Did you mean 'max_model_len'?"),
 ]  # fmt: skip
 
@@ -163,6 +168,37 @@ def test_one_mistake_is_one_message_at_its_line(tmp_path, study, old, new, line,
     (mistake,) = mistakes(new.join(study.rsplit(old, 1)), tmp_path)
     assert (mistake.line, mistake.path) == (line, path)
     assert says in str(mistake)
+
+
+def test_a_first_trial_may_use_the_names_that_engines_share(tmp_path):
+    """SGLang's flag of the radix cache says the opposite of the name that all share."""
+    text = TWO.replace("[max_concurrent_sequences]", "[max_concurrent_sequences, prefix_caching]") + "first_trials:\n"
+    for one in ("{max_concurrent_sequences: 8}", "{engine: sglang, max_concurrent_sequences: 9, prefix_caching: false}"):
+        text += f"  - {one}\n"
+    (tmp_path / "study.yaml").write_text(text)
+    vllm, sglang = plan.read(tmp_path / "study.yaml", tmp_path / "store").first
+    assert (vllm.engine, vllm.values) == ("vllm", {"max_num_seqs": 8})
+    assert (sglang.engine, sglang.values) == ("sglang", {"max_running_requests": 9, "disable_radix_cache": True})
+    (mistake,) = mistakes(text.replace("prefix_caching: false", "prefix_caching: 3"), tmp_path)
+    assert (mistake.line, mistake.path) == (19, "first_trials[1].prefix_caching")
+    assert "'prefix_caching' is a switch, the opposite of 'disable_radix_cache'. Found 3." in str(mistake)
+
+
+def test_what_an_engine_is_not_tuned_in_is_noted(tmp_path):
+    """A name of one engine in a list for all is no mistake, and the other engine keeps its default."""
+
+    def said(select, more=""):
+        text = TWO.replace("[max_concurrent_sequences]", select).replace("override: {max_num_seqs: [8, 16]}", "forbid: []")
+        (tmp_path / "study.yaml").write_text(text.replace("    vllm:", f"{more}    vllm:"))
+        return [note for note in notes.on(plan.read(tmp_path / "study.yaml", tmp_path / "store"), 1) if "not tuned" in note]
+
+    assert said("[stream_interval, max_num_seqs, api_server_count]") == [
+        "sglang: not tuned here is what the study tunes by the names of another engine alone, 'max_num_seqs' and "
+        "'api_server_count'; 'max_num_seqs' is 'max_concurrent_sequences' for both."
+    ]
+    assert said("[max_concurrent_sequences]") == []
+    assert said("[max_num_seqs, max_running_requests]") == [], "each engine is given its own name"
+    assert said("[stream_interval, max_num_seqs]", "    sglang: {override: {max_running_requests: [8, 16]}}\n") == []
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])

@@ -97,7 +97,8 @@ def test_a_trial_without_a_needed_number_has_one_outcome_wherever_it_is_shown(sm
     with pytest.raises(NothingMeasured, match="Trial 1 of study 'small' was not measured: incomplete"):
         found.candidate(1)
     live = Live("small", found.objective_names)
-    assert live._result(late, found.score(late)).startswith("incomplete: ")
+    assert live._result(late, found.judged(late)) == f"incomplete during score: {found.failure(late).evidence[0]}"
+    assert live._result(late, found.judged(late)).startswith("incomplete during score: output_tokens_per_s has no value: ")
     live.close()
 
 

@@ -126,6 +126,8 @@ class LaunchedTraining(TrainingSession):
         self._unread: list[Step] = []
         self._phase = Phase.START
         self._fatal_at: float | None = None
+        self._trained = False
+        """Whether a step was made: some arguments are refused only when the first one reads them."""
         self.model = options.model
         # Made before the launch: what the GPUs hold now is their idle baseline.
         self._gpus = gpu.Sampler(context.gpus, lambda: self._process.members()) if context.gpus else None
@@ -189,6 +191,7 @@ class LaunchedTraining(TrainingSession):
                 self._begin = found
             elif found is not None:
                 self._unread.append(found)
+                self._trained = True
 
     def new_steps(self) -> tuple[Step, ...]:
         self._read()
@@ -201,13 +204,13 @@ class LaunchedTraining(TrainingSession):
     def check_alive(self) -> None:
         returncode = self._process.returncode()
         if returncode is None and self._hung():
-            raise death(self._log, None, self._phase, self._dialect.diagnose)
+            raise death(self._log, None, self._phase, self._dialect.diagnose, self._trained)
         if returncode is None or (returncode == 0 and self._phase is Phase.MEASURE):
             return
         self._read(final=True)
         if self._unread and self._phase is Phase.MEASURE:
             return
-        raise death(self._log, returncode, self._phase, self._dialect.diagnose)
+        raise death(self._log, returncode, self._phase, self._dialect.diagnose, self._trained)
 
     def _hung(self) -> bool:
         """Whether the log said something fatal a while ago, and still the driver lives."""

@@ -28,7 +28,7 @@ from autotune.engines._training import (
     local,
     missing_file,
 )
-from autotune.engines._training_log import diagnose
+from autotune.engines._training_log import Own, diagnose
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Serves, Session, Step, Verdict
 from autotune.errors import AutotuneError, Mistake
 from autotune.trial import Configuration, Value
@@ -194,6 +194,12 @@ class Trl(Engine):
         _learner_model.make(self.options.model, FAMILY, context.cache, _environment.interpreter(self.options.python))
         return LaunchedTraining(launch, context, self.options, Dialect(read_line, reseed, self.diagnose))
 
+    def own(self) -> Own:
+        """The study's own script and the module of its reward."""
+        script, module = self.options.script, (self.options.reward or "").rpartition(".")[0]
+        called = f"/{module.replace('.', '/')}.py" if module else None
+        return Own(script=str(script.absolute()) if script is not None else None, called=called)
+
     def flags(self) -> Mapping[str, Flag]:
         return {name: Flag(**flag) for name, flag in self.ask({"ask": "flags"}).items()}
 
@@ -233,7 +239,7 @@ class Trl(Engine):
         return missing | ({"kl": _NO_KL} if values.get("beta", 0) == 0 else {})
 
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
-        return diagnose(log, _REFUSALS)
+        return diagnose(log, _REFUSALS, self.own())
 
 
 def modules() -> str:

@@ -28,7 +28,7 @@ from autotune.engines._training import (
     local,
     missing_file,
 )
-from autotune.engines._training_log import diagnose
+from autotune.engines._training_log import Own, diagnose
 from autotune.engines._verl_hydra import A, override
 from autotune.engines._verl_log import FATAL, MILESTONES
 from autotune.engines._verl_steps import reader, samples_per_step
@@ -268,7 +268,8 @@ class Verl(Engine):
         return missing | ({"kl": f"verl reports no KL while neither {switches[0]} nor {switches[1]} is true."} if off else {})
 
     def diagnose(self, log: str, returncode: int | None) -> Diagnosis | None:
-        return diagnose(log, _REFUSALS)
+        reward = (self.options.reward or "").rpartition(":")[0]
+        return diagnose(log, _REFUSALS, Own(called=local(reward) if reward else None))
 
 
 def reseed(launch: Launch, seed: int) -> Launch:

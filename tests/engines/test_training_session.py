@@ -7,7 +7,7 @@ import pytest
 
 from autotune import process
 from autotune.engines._training import FIRST_STEPS, Begin, Dialect, LaunchedTraining, TrainingOptions
-from autotune.engines._training_log import death, diagnose
+from autotune.engines._training_log import Own, death, diagnose
 from autotune.engines.base import Context, Launch, Step
 from autotune.trial import FailureKind, Phase, TrialFailed
 
@@ -107,11 +107,23 @@ def test_a_refused_argument_is_the_configurations_fault(opened):
     assert "divisible by num_generations (7)" in failed.evidence[0]
 
 
-def test_the_same_exception_later_is_a_crash(opened):
-    session = opened(BEGIN + "time.sleep(0.3)\nraise ValueError('late')")
+def test_an_argument_that_the_first_step_refuses_is_the_configurations_fault(opened):
+    """TRL reads the name of its loss there, and nowhere before."""
+    session = opened(BEGIN + "time.sleep(0.3)\nraise ValueError('Unknown loss type: grpoo')")
     session.wait_ready()
     with pytest.raises(TrialFailed) as caught:
         for _ in range(100):
+            session.check_alive()
+            time.sleep(0.05)
+    assert caught.value.failed.kind is FailureKind.INVALID_CONFIG and caught.value.failed.phase is Phase.MEASURE
+
+
+def test_the_same_exception_later_is_a_crash(opened):
+    session = opened(BEGIN + STEP % 1 + "time.sleep(0.3)\nraise ValueError('late')")
+    session.wait_ready()
+    with pytest.raises(TrialFailed) as caught:
+        for _ in range(100):
+            session.new_steps()
             session.check_alive()
             time.sleep(0.05)
     assert caught.value.failed.kind is FailureKind.CRASHED and caught.value.failed.phase is Phase.MEASURE
@@ -137,6 +149,28 @@ def test_a_crash_tells_where_it_was_raised(tmp_path):
     assert failed.kind is FailureKind.CRASHED
     assert failed.evidence == ("KeyError: 'answer' (raised in /mine/rewards.py, line 12, in score)",)
     assert failed.advice == "Read training-0.log in the trial's folder."
+
+
+@pytest.mark.parametrize(
+    ("frames", "own", "kind"),
+    [
+        (["/mine/train.py", "/mine/data.py"], Own(script="/mine/train.py"), FailureKind.INVALID_CONFIG),
+        (["/trl/tap.py", "/mine/train.py"], Own(script="/mine/train.py"), FailureKind.CRASHED),
+        (["/mine/train.py", "/trl/config.py"], Own(script="/mine/train.py"), FailureKind.INVALID_CONFIG),
+        (["/trl/grpo.py", "/mine/rewards.py"], Own(called="/rewards.py"), FailureKind.CRASHED),
+        (["/trl/grpo.py", "/mine/rewards.py", "/lib/sympy/parser.py"], Own(called="/rewards.py"), FailureKind.CRASHED),
+        (["/trl/grpo.py", "/trl/all_rewards.py"], Own(called="/rewards.py"), FailureKind.INVALID_CONFIG),
+        (["/mine/rewards.py"], Own(), FailureKind.INVALID_CONFIG),
+    ],
+)
+def test_what_the_studys_own_code_raises_refuses_no_parameters(tmp_path, frames, own, kind):
+    """Before the first step too: verl's first step calls the reward, and a script may fail at its own first line."""
+    log = tmp_path / "training-0.log"
+    traced = "".join(f'  File "{file}", line 3, in score\n    score()\n' for file in frames)
+    log.write_text(f"Traceback (most recent call last):\n{traced}ValueError: no number in the answer\n")
+    failed = death(log, 1, Phase.START, lambda text, code: diagnose(text, ("ValueError",), own)).failed
+    assert failed.kind is kind and "no number in the answer" in failed.evidence[0]
+    assert ("study's own code" in failed.advice) == (kind is FailureKind.CRASHED)
 
 
 RAY = "\x1b[36m(TaskRunner pid=3)\x1b[0m "

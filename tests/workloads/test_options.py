@@ -35,6 +35,10 @@ def test_presets_are_valid_and_survive_json(preset):
     assert HttpOptions.model_validate_json(found.model_dump_json()) == found
 
 
+def test_a_window_of_one_expected_request_is_enough():
+    assert options(load=[{"request_rate": 0.05}, {"concurrency": 1}]).window.measure_s == 20
+
+
 def test_a_section_overrides_its_preset():
     found = HttpOptions.model_validate({"kind": "http", "preset": "offline", "load": [{"concurrency": 3}]})
     assert [load.level for load in found.load] == [{"concurrency": 3}]
@@ -70,6 +74,8 @@ def test_a_section_overrides_its_preset():
         ({"goodput": {"latency": 3}}, "'ttft_ms', 'tpot_ms'"),
         ({"min_finished_share": 1.5}, "less than or equal to 1"),
         ({"window": {"measure_s": 0}}, "greater than 0"),
+        ({"load": [{"request_rate": 0.02}]}, r"20 s sees fewer than one request at this rate, 0\.4 on average.* to 50 or more"),
+        ({"load": [{"slo_climb": {"constraints": ["ttft_ms.p99 <= 5"], "start": 0.01}}]}, "fewer than one request"),
         ({"endpoint": "responses"}, "'completions' or 'chat'"),
         ({"clients": 0}, "greater than 0"),
     ],

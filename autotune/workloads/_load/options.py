@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -221,4 +222,16 @@ class HttpOptions(WorkloadOptions):
                 raise WrongValue("This load level stands twice in the list.", "load", index)
             if load.replay is not None and self.traffic.trace is None:
                 raise WrongValue("A load of replay needs a trace.", "load", index, "replay")
+            self._some_request(index, load)
         return self
+
+    def _some_request(self, index: int, load: Load) -> None:
+        """Raise WrongValue for a level whose window would more likely than not see no request: no trial could be scored."""
+        climb, seconds = load.slo_climb, self.window.measure_s
+        rate = load.request_rate if climb is None else climb.start
+        if rate is None or rate * seconds >= 1:
+            return
+        place = ("request_rate",) if climb is None else ("slo_climb", "start")
+        problem = f"A window of {seconds:g} s sees fewer than one request at this rate, {rate * seconds:.2g} on average."
+        remedy = f"Raise the rate, or window.measure_s to {math.ceil(1 / rate)} or more."
+        raise WrongValue(f"{problem} {remedy}", "load", index, *place)
