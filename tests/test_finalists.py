@@ -7,6 +7,7 @@ import pytest
 from autotune import export, results
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
 from autotune.finalists import Verdict, choose, on_winner, plan, verdicts, winner
+from autotune.score import Objective, Selector
 from autotune.trial import CLIENT_LATE, Measured, Measurement, Origin, Row, TrialJob
 
 CONSTRAINT = "ttft_ms.p99"
@@ -177,3 +178,23 @@ def test_an_export_lacks_credentials_and_says_so(study):
 def test_no_verdict_claims_a_probability_of_zero(p, said):
     one = Verdict(trial=1, objective="peak_memory_gib", ratio=0.2, low=0.2, high=0.2, p=p, answer="better")
     assert f"{said} after correction" in str(one)
+
+
+@pytest.mark.parametrize(("default", "again", "wins"), [(-0.9, -0.3, 1), (0.0, 0.4, 1), (-0.9, -0.88, 0)])
+def test_a_finalist_wins_by_a_reward_that_has_no_ratio_to_the_defaults(small_study, make_record, default, again, wins):
+    study = small_study.model_copy(
+        update={"objectives": (Objective(selector=Selector(metric="reward"), direction="maximize"),), "constraints": ()}
+    )
+
+    def reached(number, origin, reward):
+        base = make_record(0 if origin in (Origin.DEFAULT, Origin.BASELINE) else 1)
+        outcome = Measured(measurement=Measurement(rows=(), totals={"reward": reward}))
+        return base.model_copy(update={"number": number, "origin": origin, "outcome": outcome})
+
+    found = [reached(0, Origin.DEFAULT, default), reached(1, Origin.SEARCH, again)]
+    for turn, noise in enumerate((-0.02, 0.0, 0.02)):
+        found += [reached(2 + 2 * turn, Origin.BASELINE, default + noise), reached(3 + 2 * turn, Origin.FINALIST, again - noise)]
+    analysis = results.StudyResults(study, tuple(found))
+    assert winner(analysis).trial == wins, on_winner(analysis)
+    assert analysis.gain("reward", 1).certain is bool(wins)
+    assert f"{again - default:+.4g}, 95 % interval" in str(analysis.gain("reward", 1))
