@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 
 from autotune import estimates, pareto
 from autotune.errors import InvalidInput, Mistake, NotFound, NothingMeasured
@@ -282,8 +283,7 @@ class Analysis:
         scored = [(record, found) for record in runs if (found := self.score(record)) is not None]
         if not scored:
             return None
-        judged = [found for record, found in scored if record.origin is Origin.FINALIST] or [found for _, found in scored]
-        kept = all(sum(column) <= 0 for column in zip(*(found.violations for found in judged), strict=True))
+        kept = all(excess <= 0 for excess in _broken_by(scored))
         sound = not any(self.score(record) is None and _own_fault(record) for record in runs)
         check = self.quality.check(runs[0].configuration)
         faithful = check is None or check.answer != "failed"
@@ -306,9 +306,9 @@ class Analysis:
         return f" Trial {trial} comes nearest: it breaks {' and '.join(told)}."
 
     def _excess(self, candidate: Candidate) -> tuple[float, ...]:
-        """By how much of its limit a configuration's runs break each constraint on average; 0 where they keep it."""
-        scored = [found for record in candidate.records if (found := self.score(record)) is not None]
-        return tuple(max(0.0, sum(column) / len(column)) for column in zip(*(found.violations for found in scored), strict=True))
+        """By how much of its limit a configuration breaks each constraint; 0 where it keeps it."""
+        scored = [(record, found) for record in candidate.records if (found := self.score(record)) is not None]
+        return tuple(max(0.0, excess) for excess in _broken_by(scored))
 
 
 def short(configuration: Configuration, limit: int = 60) -> str:
@@ -350,6 +350,12 @@ def _own_fault(record: TrialRecord) -> bool:
     if isinstance(record.outcome, Failed):
         return record.outcome.kind.deterministic and record.outcome.kind is not FailureKind.ENDED_EARLY
     return any(row.invalid is not None and CLIENT_LATE not in row.invalid for row in record.outcome.measurement.rows)
+
+
+def _broken_by(scored: Sequence[tuple[TrialRecord, Score]]) -> list[float]:
+    """The mean violation of each constraint, over a finalist's runs where there are any."""
+    judged = [found for record, found in scored if record.origin is Origin.FINALIST] or [found for _, found in scored]
+    return [fmean(column) for column in zip(*(found.violations for found in judged), strict=True)]
 
 
 def _interval(samples: Sequence[float], noise: Noise | None) -> Interval:

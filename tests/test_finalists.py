@@ -6,6 +6,7 @@ import pytest
 
 from autotune import export, results
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
+from autotune.errors import NothingMeasured
 from autotune.finalists import Verdict, choose, on_winner, plan, verdicts, winner
 from autotune.score import Objective, Selector
 from autotune.trial import CLIENT_LATE, Measured, Measurement, Origin, Row, TrialJob
@@ -150,6 +151,15 @@ def test_without_a_finalist_that_held_the_knee_is_taken_and_it_is_said(won, fina
     analysis, one, said = won(*finals)
     assert one.trial == analysis.knee() == (2 if finals else 1) and "not measured again" in said
     assert any("not measured again" in caution for caution in export._cautions(analysis, one))
+
+
+def test_what_comes_nearest_is_told_by_the_runs_that_it_is_judged_by(small_study, make_record):
+    """Its lucky search run would make it keep the constraint by the mean of all, and nothing would be said to come near."""
+    default, fast = make_record(0), make_record(1)
+    found = [run(default, 0, Origin.DEFAULT, 100.0, ttft=900.0), run(fast, 1, Origin.SEARCH, 160.0, ttft=100.0)]
+    found += [run(fast, 2 + turn, Origin.FINALIST, 150.0, ttft=600.0) for turn in range(2)]
+    with pytest.raises(NothingMeasured, match=r"Trial 1 comes nearest: it breaks .* by 20\.0%"):
+        winner(results.StudyResults(small_study, tuple(found)))
 
 
 def test_where_nothing_holds_there_is_no_winner(small_study, make_record):
