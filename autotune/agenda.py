@@ -85,7 +85,7 @@ class Agenda:
         for sentence in self.screening.hear(record, found, self._wanted(record)):
             self.say(sentence)
         if (again := self.retries.after(record)) is not None:
-            self.waiting.append(again)
+            self._take_up(again)
         return self.judged(record)
 
     def score(self, record: TrialRecord) -> Score | None:
@@ -142,7 +142,7 @@ class Agenda:
 
     def _restore(self) -> None:
         known = set(self.ledger.records)
-        self.waiting.extend(self.retries.owed())
+        owed = self.retries.owed()
         for number in sorted(set(self.ledger.records) - known):
             outcome = self.ledger.records[number].outcome
             assert isinstance(outcome, Failed)
@@ -155,6 +155,13 @@ class Agenda:
             self.screening.hear(record, self._tell(record), self._wanted(record))
         for job in self.ledger.in_flight:
             self.driver.begin(job.number, job.configuration, job.point)
+        for job in owed:
+            self._take_up(job)
+
+    def _take_up(self, job: TrialJob) -> None:
+        """Have an attempt run that is due again; until then the search does not propose its configuration as another trial."""
+        self.waiting.append(job)
+        self.driver.begin(job.number, job.configuration, job.point)
 
     def _tell(self, record: TrialRecord) -> Score | None:
         found = self.score(record)

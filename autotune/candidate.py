@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 
 from autotune.rules import StudyRule
 from autotune.score import Objective, Score, unsteady, value_of
@@ -26,8 +27,8 @@ class Candidate:
 
     @property
     def holds(self) -> bool:
-        """Whether it is sound and the mean of the runs that judge it keeps every constraint."""
-        return self.sound and all(sum(column) <= 0 for column in zip(*(found.violations for _, found in self._judges), strict=True))
+        """Whether it is sound and keeps every constraint."""
+        return self.sound and not any(self.excess)
 
     @property
     def feasible(self) -> bool:
@@ -36,8 +37,9 @@ class Candidate:
 
     @property
     def excess(self) -> tuple[float, ...]:
-        """By how much of its limit the runs break each constraint on average; 0 where they keep it."""
-        return tuple(max(0.0, sum(column) / len(column)) for column in zip(*(one.violations for one in self.scores), strict=True))
+        """By how much of its limit the runs that judge it break each constraint on average; 0 where they keep it."""
+        columns = zip(*(found.violations for _, found in self._judges), strict=True)
+        return tuple(max(0.0, fmean(column)) for column in columns)
 
     @property
     def peak_memory_gib(self) -> float:

@@ -2,7 +2,8 @@
 
 Few configurations are measured more than once, so the noise is pooled over all that are: the within-group variance of
 one-way analysis of variance, on logarithms where every value is positive (serving metrics vary in proportion to their
-size), else on the values themselves. Without a single repeat the noise is unknown, and no interval is given.
+size), else on the values themselves, as for a reward that may be negative. Without a single repeat the noise is unknown, and no
+interval is given.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class Noise:
 class Gain:
     """How a trial compares with the engine's default in one metric, measured in the same study.
 
-    `ratio` is value over default; its bounds are None while no configuration was measured twice. `runs` counts the
-    measurements behind value and default.
+    `ratio` is value over default, None where either is not positive. `low` and `high` bound its 95 % interval where the noise is
+    relative; where it is not, `margin` is half of the 95 % interval of value less default. All three are None while no
+    configuration was measured twice. `runs` counts the measurements behind value and default.
     """
 
     metric: str
@@ -45,36 +47,48 @@ class Gain:
     low: float | None
     high: float | None
     runs: tuple[int, int]
+    margin: float | None = None
 
     @property
     def certain(self) -> bool | None:
-        """Whether the 95 % interval of the ratio excludes 1; None when there is no interval."""
-        return None if self.low is None or self.high is None else not self.low <= 1 <= self.high
+        """Whether the 95 % interval excludes the default's value; None when there is no interval."""
+        if self.low is not None and self.high is not None:
+            return not self.low <= 1 <= self.high
+        return None if self.margin is None else abs(self.value - self.default) > self.margin
 
     @property
     def better(self) -> bool:
         """Whether the value is better than the default's, beyond noise as far as that is known."""
-        if self.ratio is None or self.certain is False:
+        if self.certain is False:
             return False
-        return self.ratio > 1 if self.direction == "maximize" else self.ratio < 1
+        return self.value > self.default if self.direction == "maximize" else self.value < self.default
 
     def __str__(self) -> str:
+        verdict = "" if self.certain else ", within noise"
+        apart = f"{self.metric}: {self.value:.4g} against the default's {self.default:.4g}"
+        if self.margin is not None:
+            more = self.value - self.default
+            bounds = f"{more - self.margin:+.4g} to {more + self.margin:+.4g}"
+            return f"{apart} ({more:+.4g}, 95 % interval {bounds}{verdict})"
         if self.ratio is None:
-            return f"{self.metric}: {self.value:.4g} against the default's {self.default:.4g}"
+            return apart
         text = f"{self.metric}: {self.ratio:.2f} times the default ({self.value:.4g} against {self.default:.4g}"
         if self.low is None or self.high is None:
             return f"{text}; uncertainty unknown, nothing was measured twice)"
-        verdict = "" if self.certain else ", within noise"
         return f"{text}, 95 % interval {self.low:.2f} to {self.high:.2f}{verdict})"
 
 
 def pooled(groups: Iterable[Sequence[float]]) -> Noise | None:
-    """The noise common to groups of repeated measurements; None when no group has two."""
-    repeated = [list(group) for group in groups if len(group) > 1]
+    """The noise common to groups of repeated measurements; None when no group has two.
+
+    One value below zero, repeated or not, shows that the metric does not vary in proportion to its size.
+    """
+    known = [list(group) for group in groups]
+    repeated = [group for group in known if len(group) > 1]
     freedom = sum(len(group) - 1 for group in repeated)
     if not freedom:
         return None
-    logarithmic = all(value > 0 for group in repeated for value in group)
+    logarithmic = all(value > 0 for group in repeated for value in group) and all(value >= 0 for group in known for value in group)
     if logarithmic:
         repeated = [[math.log(value) for value in group] for group in repeated]
     squares = sum((value - math.fsum(group) / len(group)) ** 2 for group in repeated for value in group)
@@ -106,7 +120,10 @@ def gain(
     value, base = mean(samples, noise), mean(default, noise)
     ratio = value / base if value > 0 and base > 0 else None
     low = high = None
-    if ratio is not None and noise is not None and noise.logarithmic:
-        margin = noise.margin(len(samples), len(default))
-        low, high = ratio * math.exp(-margin), ratio * math.exp(margin)
-    return Gain(metric, direction, trial, value, base, ratio, low, high, (len(samples), len(default)))
+    runs = len(samples), len(default)
+    margin = None if noise is None else noise.margin(*runs)
+    if margin is not None and noise is not None and noise.logarithmic:
+        if ratio is not None:
+            low, high = ratio * math.exp(-margin), ratio * math.exp(margin)
+        margin = None
+    return Gain(metric, direction, trial, value, base, ratio, low, high, runs, margin)

@@ -31,6 +31,8 @@ class History:
     """What a ledger says, in the order it was written."""
 
     digest: str = ""
+    begun: float = 0.0
+    """Unix seconds at which the study began: what tells it from one of its name that was set aside."""
     records: dict[int, TrialRecord] = field(default_factory=dict)
     """The latest record of each trial, by number."""
     earlier: list[TrialRecord] = field(default_factory=list)
@@ -59,7 +61,7 @@ class History:
         """Take one event in. Raises KeyError or ValueError when it is none."""
         match event["event"]:
             case "study":
-                self.digest = event["digest"]
+                self.digest, self.begun = event["digest"], event["at"]
             case "begin":
                 job = TrialJob.model_validate(event["job"])
                 self._open[job.number] = job

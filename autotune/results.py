@@ -112,9 +112,10 @@ class StudyResults(Analysis):
         one = self.feasible[index]
         ties = [self.feasible[other].trial for other in self.noisy_front.ties[index]]
         row: dict[str, Any] = {"trial": one.trial, "front": mark, "runs": len(one.records), "ties": ties}
-        for objective, cell in zip(self.study.objectives, self.interval_point(one), strict=True):
-            bounds = (cell.low, cell.high) if self.noise(objective) else (None, None)
-            row |= {objective.name: cell.estimate, f"{objective.name}.low": bounds[0], f"{objective.name}.high": bounds[1]}
+        for objective in self.study.objectives:
+            cell = self.interval(one, objective)
+            low, high = (None, None) if cell is None else (cell.low, cell.high)
+            row |= {objective.name: self.mean(one, objective), f"{objective.name}.low": low, f"{objective.name}.high": high}
         return row | {f"param.{name}": value for name, value in one.records[0].configuration.values.items()}
 
 

@@ -51,6 +51,7 @@ def run(plan: Plan, *, fresh: bool = False, cold: bool = False, reporter: Report
                 workload=plan.workload,
                 store=plan.store,
                 study=plan.study.name,
+                begun=ledger.history.begun,
                 parallel=plan.study.executor.parallel,
                 address=plan.study.executor.address,
                 watch=lambda job, label, share: reporter.progress(job.number, label, share),

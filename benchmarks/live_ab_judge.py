@@ -33,7 +33,7 @@ def members(found: StudyResults, most: int = MOST) -> list[Candidate]:
 
 
 def union(fronts: Sequence[Sequence[Configuration]]) -> list[Configuration]:
-    """Each configuration once, taken from the fronts in turn; without the default, which every study runs first."""
+    """Each configuration once, taken from the fronts in turn; without the engines' defaults, which every study runs first."""
     turns = itertools.chain.from_iterable(itertools.zip_longest(*fronts))
     return list({one.digest: one for one in turns if one is not None and one.values}.values())
 
@@ -77,12 +77,12 @@ class Judged:
 
 
 def gathered(arms: Mapping[str, StudyResults], rounds: Sequence[StudyResults], most: int = MOST) -> list[Again]:
-    """Every configuration of the fronts and the default, with its launches in the rounds."""
+    """Every configuration of the fronts and each engine's default, with its launches in the rounds."""
     fronts = {name: {one.digest: one for one in members(found, most)} for name, found in arms.items()}
-    default = Configuration(engine=str(rounds[0].study.engine[0]["kind"]))
+    defaults = [Configuration(engine=str(section["kind"])) for section in rounds[0].study.engine]
     chosen = union([[one.records[0].configuration for one in front.values()] for front in fronts.values()])
     found = []
-    for one in (default, *chosen):
+    for one in (*defaults, *chosen):
         runs = [(each, record) for each in rounds for record in each.records if record.configuration.digest == one.digest]
         scores = [(record, each.score(record)) for each, record in runs]
         mine = {name: front[one.digest] for name, front in fronts.items() if one.digest in front}

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from live_ab_judge import Again, Judged
 
-from autotune.analysis import short
 from autotune.history import History
 from autotune.results import StudyResults
 from autotune.stats import Interval
@@ -89,7 +88,7 @@ def fronts(arms: Mapping[str, StudyResults], rounds: Sequence[StudyResults], tol
     for one, cells in pairs:
         claimed = [f"{one.claims[name]:.4g}" if name in one.claims else "" for name in arms]
         measured = [shown(cell) for cell in cells] or [""] * len(objectives)
-        yield row(short(one.configuration, 200), [*claimed, *measured, said(one)])
+        yield row(rounds[0].named(one.configuration, 200), [*claimed, *measured, said(one)])
     yield ""
     yield "Each arm's own column is what its study claims of its own front, in its own first objective. " + noise_says(
         told, rounds[0]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotune import estimates, results
+from autotune.errors import AutotuneError
 from autotune.results import StudyResults
 from autotune.score import Objective
 from autotune.trial import TrialRecord
@@ -23,8 +24,12 @@ PAUSE_S = 60.0
 
 
 def pace(records: Sequence[TrialRecord]) -> tuple[int, float]:
-    """Trials, and the seconds in which at least one of them ran or the next was about to."""
-    spans = sorted((one.started_at, one.started_at + (one.total_seconds or 0.0)) for one in records)
+    """Trials, and the seconds in which at least one of them ran or the next was about to. One that was taken from another study,
+    which says when it ran there, or that was refused before it began is none. Raises AutotuneError when no trial ran."""
+    ran = [(one.started_at, one.total_seconds) for one in records if one.reused_from is None]
+    spans = sorted((began, began + seconds) for began, seconds in ran if seconds)
+    if not spans:
+        raise AutotuneError("A study in which no trial ran has no pace.")
     seconds, end = 0.0, spans[0][0]
     for begin, stop in spans:
         seconds += max(0.0, stop - end) if begin - end < PAUSE_S else stop - begin
@@ -71,7 +76,10 @@ def main() -> None:
     parser.add_argument("several", type=Path)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    text = page(results.read(arguments.one), results.read(arguments.several))
+    try:
+        text = page(results.read(arguments.one), results.read(arguments.several))
+    except AutotuneError as error:
+        raise SystemExit(str(error)) from None
     print(text)
     if arguments.out is not None:
         arguments.out.write_text(text + "\n")

@@ -156,3 +156,19 @@ def test_a_climb_begins_below_what_earlier_ones_sustained(plan, ledger, resumed)
     while begun.number != 9:
         begun = found.next()
     assert begun.climb_from == pytest.approx(CLIMB_SHARE * 60), "what it sustained itself says more"
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_trial_that_is_tried_again_is_not_proposed_beside_itself(tmp_path, resumed):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.replace("{seed: 7}", "{seed: 7, sampler: grid}"))
+    plan = plans.confirm(plans.read(path, tmp_path / "store"))
+    with Ledger(plan.folder, STUDY, plan.study.identity) as ledger:
+        found = agenda(plan, ledger)
+        begun = [found.next() for _ in range(3)]
+        found.finished(failed(begun[1], FailureKind.MACHINE_FAULT))
+        if resumed:
+            found = agenda(plan, ledger)
+        again = [found.next() for _ in range(4)]
+        assert begun[1].configuration in [job.configuration for job in again]
+        assert len({job.configuration.digest for job in again}) == 4

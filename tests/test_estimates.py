@@ -36,6 +36,31 @@ def test_values_of_either_sign_are_compared_as_they_are():
     assert estimates.gain("kl", "minimize", 1, [0.0], [0.5], noise).ratio is None
 
 
+def test_one_value_below_zero_shows_that_noise_is_no_share_of_a_size():
+    noise = estimates.pooled([[0.5, 0.6], [-0.1]])
+    assert not noise.logarithmic
+    cell = estimates.estimate([-0.1], noise)
+    assert cell.low < -0.1 < cell.high
+    assert estimates.pooled([[5.0, 6.0], [0.0]]).logarithmic, "nothing served is no reward below zero"
+
+
+def test_without_a_ratio_the_interval_is_that_of_the_difference():
+    found = estimates.gain("reward", "maximize", 1, [-0.2], [-0.9, -0.8], estimates.pooled([[-0.9, -0.8]]))
+    assert (found.ratio, found.low, found.certain, found.better) == (None, None, False, False)
+    assert str(found) == ("reward: -0.2 against the default's -0.85 (+0.65, 95 % interval -0.4504 to +1.75, within noise)")
+    unknown = estimates.gain("reward", "maximize", 1, [-0.2], [-0.9], None)
+    assert unknown.certain is None and unknown.better
+
+
+def test_the_interval_of_a_difference_covers_the_truth_19_times_in_20():
+    rng, covered = np.random.default_rng(3), 0
+    for _ in range(2000):
+        default, winner = rng.normal(-0.5, 0.1, 4).tolist(), rng.normal(0.2, 0.1, 3).tolist()
+        found = estimates.gain("reward", "maximize", 1, winner, default, estimates.pooled([default, winner]))
+        covered += abs(found.value - found.default - 0.7) <= found.margin
+    assert abs(covered / 2000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
+
+
 @given(st.lists(st.lists(POSITIVE, min_size=1, max_size=4), min_size=1, max_size=5), st.floats(0.1, 100))
 def test_a_change_of_unit_changes_no_ratio(groups, unit):
     noise, scaled = estimates.pooled(groups), estimates.pooled([[value * unit for value in group] for group in groups])

@@ -6,7 +6,9 @@ import pytest
 
 from autotune import export, results
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
+from autotune.errors import NothingMeasured
 from autotune.finalists import Verdict, choose, on_winner, plan, verdicts, winner
+from autotune.score import Objective, Selector
 from autotune.trial import CLIENT_LATE, Measured, Measurement, Origin, Row, TrialJob
 
 CONSTRAINT = "ttft_ms.p99"
@@ -151,6 +153,15 @@ def test_without_a_finalist_that_held_the_knee_is_taken_and_it_is_said(won, fina
     assert any("not measured again" in caution for caution in export._cautions(analysis, one))
 
 
+def test_what_comes_nearest_is_told_by_the_runs_that_it_is_judged_by(small_study, make_record):
+    """Its lucky search run would make it keep the constraint by the mean of all, and nothing would be said to come near."""
+    default, fast = make_record(0), make_record(1)
+    found = [run(default, 0, Origin.DEFAULT, 100.0, ttft=900.0), run(fast, 1, Origin.SEARCH, 160.0, ttft=100.0)]
+    found += [run(fast, 2 + turn, Origin.FINALIST, 150.0, ttft=600.0) for turn in range(2)]
+    with pytest.raises(NothingMeasured, match=r"Trial 1 comes nearest: it breaks .* by 20\.0%"):
+        winner(results.StudyResults(small_study, tuple(found)))
+
+
 def test_where_nothing_holds_there_is_no_winner(small_study, make_record):
     broken = run(make_record(0), 0, Origin.DEFAULT, 100.0, ttft=900.0)
     assert on_winner(results.StudyResults(small_study, (broken,))) is None
@@ -177,3 +188,23 @@ def test_an_export_lacks_credentials_and_says_so(study):
 def test_no_verdict_claims_a_probability_of_zero(p, said):
     one = Verdict(trial=1, objective="peak_memory_gib", ratio=0.2, low=0.2, high=0.2, p=p, answer="better")
     assert f"{said} after correction" in str(one)
+
+
+@pytest.mark.parametrize(("default", "again", "wins"), [(-0.9, -0.3, 1), (0.0, 0.4, 1), (-0.9, -0.88, 0)])
+def test_a_finalist_wins_by_a_reward_that_has_no_ratio_to_the_defaults(small_study, make_record, default, again, wins):
+    study = small_study.model_copy(
+        update={"objectives": (Objective(selector=Selector(metric="reward"), direction="maximize"),), "constraints": ()}
+    )
+
+    def reached(number, origin, reward):
+        base = make_record(0 if origin in (Origin.DEFAULT, Origin.BASELINE) else 1)
+        outcome = Measured(measurement=Measurement(rows=(), totals={"reward": reward}))
+        return base.model_copy(update={"number": number, "origin": origin, "outcome": outcome})
+
+    found = [reached(0, Origin.DEFAULT, default), reached(1, Origin.SEARCH, again)]
+    for turn, noise in enumerate((-0.02, 0.0, 0.02)):
+        found += [reached(2 + 2 * turn, Origin.BASELINE, default + noise), reached(3 + 2 * turn, Origin.FINALIST, again - noise)]
+    analysis = results.StudyResults(study, tuple(found))
+    assert winner(analysis).trial == wins, on_winner(analysis)
+    assert analysis.gain("reward", 1).certain is bool(wins)
+    assert f"{again - default:+.4g}, 95 % interval" in str(analysis.gain("reward", 1))

@@ -168,10 +168,13 @@ def test_a_killed_holder_holds_nothing(tmp_path):
 def test_a_changed_study_is_not_continued_and_fresh_sets_the_old_one_aside(tmp_path):
     with begin(tmp_path) as book:
         book.record(measured(0, x=1.0))
+        begun = book.history.begun
     with pytest.raises(AutotuneError, match="--fresh"):
         Ledger(tmp_path, "name: s\n", "d2")
+    with begin(tmp_path) as book:
+        assert book.history.begun == begun, "a study that goes on is the same one"
     with Ledger(tmp_path, "name: t\n", "d2", fresh=True) as book:
-        assert not book.records
+        assert not book.records and book.history.begun > begun
     assert ledger.read(tmp_path / "discarded" / "1").records.keys() == {0}
     assert (tmp_path / ledger.STUDY).read_text() == "name: t\n"
 

@@ -241,3 +241,23 @@ def test_a_machine_fault_is_not_held_against_a_configuration(store: Path) -> Non
     mine = next(one for one in found if one.configuration.values == {"max_num_seqs": 128})
     assert mine.runs == () and mine.without == () and not mine.counts
     assert fate(arms["ab-tpe"], trial(9, {"max_num_seqs": 4}, fault)) == "lost to the machine or interrupted"
+
+
+def test_the_default_of_each_engine_counts_for_the_front_that_it_is_on(tmp_path):
+    """Every study runs all of them first; one that its arm found nothing better than is its arm's find."""
+    two = '[{kind: vllm, model: "synthetic:tiny"}, {kind: sglang, model: "synthetic:tiny"}]'
+    texts = [
+        text.replace('{kind: vllm, model: "synthetic:tiny"}', two).replace(
+            "{include: vllm, select: [max_num_seqs, gpu_memory_utilization]}", "{select: [max_concurrent_sequences]}"
+        )
+        for text in (OURS, TPE, OURS.replace("ab-ours", "ab-front-1"))
+    ]
+    runs = (("vllm", outcome(40.0, 131.0)), ("sglang", outcome(60.0, 90.0)))
+    for text in texts:
+        with Ledger(tmp_path / str(yaml.safe_load(text)["name"]), text, "digest") as ledger:
+            for number, (engine, came) in enumerate(runs):
+                one = trial(number, {}, came)
+                ledger.record(one.model_copy(update={"configuration": Configuration(engine=engine)}))
+    arms = {name: live_ab.results.load(name, tmp_path) for name in ARMS}
+    found = gathered(arms, [live_ab.results.load("ab-front-1", tmp_path)])
+    assert [(one.configuration.engine, one.arms, len(one.runs)) for one in found] == [("vllm", (), 1), ("sglang", ARMS, 1)]

@@ -32,6 +32,7 @@ tracking: {{enabled: false}}
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "fakes"))
+    before = set(sys.modules)
 
     def made(*kinds, model="fake", more=""):
         path = tmp_path / "study.yaml"
@@ -40,7 +41,8 @@ def plan(tmp_path, monkeypatch):
         return plans.confirm(plans.read(path, tmp_path / "store"))
 
     yield made
-    for name in [name for name in sys.modules if name.startswith("autotune_fakes")]:
+    # What another test file has imported is its own: its classes would be strangers to a second import.
+    for name in [name for name in sys.modules if name.startswith("autotune_fakes") and name not in before]:
         del sys.modules[name]
 
 

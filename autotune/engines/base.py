@@ -100,6 +100,8 @@ class Context(Frozen):
     """What one attempt at a trial may use; nothing else of the machine is its own."""
 
     study: str
+    begun: float = 0.0
+    """Unix seconds at which the study began: its name may have been another's before."""
     trial: int
     attempt: int = 1
     tag: str

@@ -43,6 +43,7 @@ class Home:
 
     store: str
     study: str
+    begun: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Seat:
     def _context(self, job: TrialJob, root: Path, bar: Bar | None) -> Context:
         return Context(
             study=self.home.study,
+            begun=self.home.begun,
             trial=job.number,
             attempt=job.attempt,
             tag=process.make_tag(Path(self.home.store), self.home.study, job.number, job.attempt),

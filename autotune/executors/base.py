@@ -65,6 +65,8 @@ class Site:
     workload: Workload
     store: Path
     study: str
+    begun: float = 0.0
+    """Unix seconds at which the study began."""
     parallel: int | Literal["auto"] = "auto"
     address: str | None = None
     watch: Watch = _unwatched
@@ -94,6 +96,7 @@ class Site:
         name = f"{job.number:04d}-{job.attempt}"
         return Context(
             study=self.study,
+            begun=self.begun,
             trial=job.number,
             attempt=job.attempt,
             tag=process.make_tag(self.store, self.study, job.number, job.attempt),

@@ -71,7 +71,7 @@ class RayExecutor(Executor):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._cluster = _ray_cluster.join(site.address)
-        self._home = _ray_node.Home(str(site.store.resolve()), site.study)
+        self._home = _ray_node.Home(str(site.store.resolve()), site.study, site.begun)
         self._placement: Placement | None = None
         self._out: dict[str, _Trial] = {}
         self._lines: Counter[int] = Counter()

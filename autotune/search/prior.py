@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autotune import pareto
 from autotune.feasibility.memory import MemoryModel
@@ -144,12 +145,16 @@ def _contradicted(objectives: Sequence[Objective], told: Sequence[tuple[Mapping[
 
 def agreement(predicted: Sequence[float], measured: Sequence[float]) -> float | None:
     """Spearman's rank correlation of prediction and measurement; None with fewer than three pairs or without spread."""
-    if len(predicted) < 3:
+    if len(predicted) < 3 or min(np.ptp(predicted), np.ptp(measured)) == 0:
         return None
-    ranks = [np.argsort(np.argsort(np.asarray(values))).astype(float) for values in (predicted, measured)]
-    if any(np.ptp(values) == 0 for values in (np.asarray(predicted), np.asarray(measured))):
-        return None
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    return float(np.corrcoef(_ranks(predicted), _ranks(measured))[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    """Equal values share the mean of their ranks: a roofline predicts the same of all that differ in what it does not know."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    return ranks
 
 
 def _base(objective: Objective) -> str:

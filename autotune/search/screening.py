@@ -10,6 +10,7 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
+from autotune.metrics import lookup
 from autotune.score import Objective, Score
 from autotune.search import stopping
 from autotune.stats import coefficient_of_variation
@@ -67,7 +68,7 @@ class Screening:
         objectives = self.study.objectives
         said = noise_says([each for each, _ in repeats], [found for _, found in repeats], objectives)
         if said and not self._warned:
-            spreads = [_spread([found.values[index] for _, found in repeats]) for index in range(len(objectives))]
+            spreads = _spreads([found for _, found in repeats], objectives)
             warning = first_trials_say(searched, spreads, objectives)
             self._warned = bool(warning)
             said += warning
@@ -115,20 +116,19 @@ def noise_says(records: Sequence[TrialRecord], scores: Sequence[Score | None], o
     ]
     if len(default) < 2:
         return []
-    spreads = [_spread([found.values[index] for found in default]) for index in range(len(objectives))]
-    shown = ", ".join(f"{objective.name} {spread:.1%}" for objective, spread in zip(objectives, spreads, strict=True))
+    pairs = zip(objectives, _spreads(default, objectives), strict=True)
+    shown = ", ".join(
+        f"{one.name} {spread:.1%}" if _sized(one) else f"{one.name} {spread:.3g} (standard deviation)" for one, spread in pairs
+    )
     return [f"{len(default)} launches of the default differ by (coefficient of variation): {shown}."]
 
 
 def first_trials_say(scores: Sequence[Score], noise: Sequence[float], objectives: Sequence[Objective]) -> list[str]:
-    """Whether the first trials differ at all. `noise` is the relative spread of relaunches in each objective."""
+    """Whether the first trials differ at all. `noise` is the spread of relaunches in each objective, by `_spreads`."""
     if len(scores) < FIRST_TRIALS:
         return []
-    flat = [
-        objective.name
-        for index, objective in enumerate(objectives)
-        if _spread([found.values[index] for found in scores[:FIRST_TRIALS]]) <= 1.5 * noise[index]
-    ]
+    spreads = _spreads(scores[:FIRST_TRIALS], objectives)
+    flat = [one.name for one, spread, own in zip(objectives, spreads, noise, strict=True) if spread <= 1.5 * own]
     if len(flat) < len(objectives):
         return []
     return [
@@ -149,8 +149,23 @@ def _bends(low: tuple[float, float], high: tuple[float, float]) -> bool:
     return high[1] / low[1] < 1 + FOLLOWS * (high[0] / low[0] - 1)
 
 
-def _spread(values: Sequence[float]) -> float:
-    return coefficient_of_variation(values) if len(values) > 1 and statistics.fmean(values) else 0.0
+def _spreads(scores: Sequence[Score], objectives: Sequence[Objective]) -> list[float]:
+    """Of each objective the coefficient of variation; of one that may be negative, such as a reward, the standard deviation."""
+    columns = [[found.values[index] for found in scores] for index in range(len(objectives))]
+    return [_spread(values, _sized(one)) for values, one in zip(columns, objectives, strict=True)]
+
+
+def _sized(objective: Objective) -> bool:
+    """Whether the metric has a zero that is its least: a share of a mean that may be near zero says nothing."""
+    return lookup(objective.selector.metric).least is not None
+
+
+def _spread(values: Sequence[float], relative: bool) -> float:
+    if len(values) < 2:
+        return 0.0
+    if not relative:
+        return statistics.stdev(values)
+    return coefficient_of_variation(values) if statistics.fmean(values) else 0.0
 
 
 def _name(row: Row) -> str:

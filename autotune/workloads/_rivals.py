@@ -1,7 +1,8 @@
 """What the other runs of a study reached, so that a run can be compared while it is still running.
 
 Kept in a file of the store's cache, one JSON line a fact: lines are appended whole, so runs side by side do not disturb each
-other. Lost facts cost a comparison, never a result.
+other. Lost facts cost a comparison, never a result. What a study of the same name measured before, set aside since or in another
+store, is no rival.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Rivals:
 
     def __init__(self, context: Context) -> None:
         self.compared = context.origin not in _REPEATS
-        self._path = context.cache / "training" / f"{context.study}.jsonl"
+        self._path = context.cache / "training" / f"{context.study}-{context.begun:.6f}.jsonl"
 
     def fastest(self) -> float | None:
         """Samples per second of the fastest run so far, None before the first."""
@@ -48,4 +49,13 @@ class Rivals:
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except OSError:
             return []
-        return [float(fact[name]) for line in lines if name in (fact := json.loads(line))]
+        return [fact[name] for line in lines if name in (fact := _fact(line))]
+
+
+def _fact(line: str) -> dict[str, float]:
+    """What a line says; nothing of one that a full disk or a killed process cut short."""
+    try:
+        found: dict[str, float] = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

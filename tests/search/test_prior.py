@@ -88,3 +88,9 @@ def test_agreement_needs_three_pairs_and_spread():
     assert agreement([1, 1, 1], [1, 2, 3]) is None
     assert agreement([1, 2, 3], [10, 20, 30]) == pytest.approx(1.0)
     assert agreement([1, 2, 3], [30, 20, 10]) == pytest.approx(-1.0)
+
+
+def test_equal_predictions_agree_with_any_order_of_what_they_predict():
+    """Spearman's coefficient by SciPy; ranks by place made it 0.2, and 0 of the one that ranks the wrong way round."""
+    assert agreement([1, 1, 1, 2], [3, 2, 1, 4]) == pytest.approx(0.7746, abs=1e-4)
+    assert agreement([1, 1, 1, 1, 2], [1, 2, 3, 4, 0.5]) == pytest.approx(-0.7071, abs=1e-4)

@@ -81,6 +81,18 @@ def test_the_default_launched_again_tells_the_noise():
     assert screening.noise_says(records[:1], scores[:1], OBJECTIVES) == []
 
 
+def test_the_noise_of_a_reward_is_no_share_of_a_mean_near_zero():
+    """Relaunches give -0.02 to 0.02, and the first trials learn 0.1 to 0.8: there is much to tune."""
+    reward = (Objective(selector=Selector(metric="reward"), direction="maximize"),)
+    records, relaunched = [record({10: 100})] * 3, [Score(values=(value,)) for value in (-0.02, 0.0, 0.02)]
+    assert screening.noise_says(records, relaunched, reward)[0].endswith("reward 0.02 (standard deviation).")
+    learnt = [Score(values=(0.1 * (index + 1),)) for index in range(8)]
+    near = [Score(values=(0.01 + 0.005 * (index % 2),)) for index in range(8)]
+    noise = screening._spreads([Score(values=(0.001,)), Score(values=(0.021,))], reward)
+    assert screening.first_trials_say(learnt, noise, reward) == []
+    assert "nothing to tune" in screening.first_trials_say(near, noise, reward)[0]
+
+
 def test_what_the_budget_still_buys():
     assert screening.trials_affordable([record({10: 1})] * 3, 16.0, 6.0) == 5
     assert screening.trials_affordable([record({10: 1})], None, 2.0) is None

@@ -1,5 +1,6 @@
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +54,29 @@ def test_it_stops_when_throughput_stops():
     assert [rate for rate, _, _ in climb.probes] == [1, 2, 4, 8, 16]
     assert climb.best == 16
     assert not climb.found_limit
+
+
+@pytest.mark.parametrize("window_s", [5.0, 20.0, 60.0])
+def test_few_arrivals_by_chance_are_no_end_of_throughput(window_s):
+    """Poisson arrivals at a server that serves 8 a second. One climb in six of those from 5 requests a window ended there."""
+    draw = np.random.default_rng(1)
+    low = 0
+    for _ in range(400):
+        climb = Climb(BOUNDS, 5 / window_s, 12, 0.1, window_s)
+        while (rate := climb.next_rate()) is not None:
+            finished = min(draw.poisson(rate * window_s) / window_s, 8.0)
+            values = {"ttft_ms.p99": 100.0 if rate <= 8 else 900.0, "requests_per_s": finished}
+            climb.observe(rate, Row(level={"request_rate": rate}, metrics=values))
+        low += climb.best is None or climb.best < 4
+    assert low <= 4
+
+
+def test_it_stops_when_throughput_stops_although_arrivals_are_left_to_chance():
+    climb = Climb([parse_bound("tpot_ms.p95 <= 50")], 1, 20, 0.05, window_s=20.0)
+    while (rate := climb.next_rate()) is not None:
+        values = {"tpot_ms.p95": 20.0, "requests_per_s": min(rate, 2.0)}
+        climb.observe(rate, Row(level={"request_rate": rate}, metrics=values))
+    assert [rate for rate, _, _ in climb.probes] == [1, 2, 4]
 
 
 def test_nothing_good_is_said_to_be_nothing():

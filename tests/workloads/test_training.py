@@ -56,9 +56,10 @@ class Played(TrainingSession):
 
 @pytest.fixture
 def run(tmp_path):
-    def measure(session, trial=0, seed=0, origin=Origin.SEARCH, **options):
+    def measure(session, trial=0, seed=0, origin=Origin.SEARCH, begun=0.0, **options):
         context = Context(
             study="s",
+            begun=begun,
             trial=trial,
             tag="t",
             folder=tmp_path / "f",
@@ -233,6 +234,24 @@ def test_a_repeated_configuration_is_never_cut_for_its_rivals(run):
         session = Played([[], slow])
         assert len(run(session, origin=origin, trial=7, **bounds).rows) == 5
         assert session.seeds == [7000], "the same seed would repeat the run to the digit"
+
+
+def test_a_study_that_begins_anew_has_no_rivals_in_what_it_set_aside(run):
+    bounds = {"steps": 5, "warm_up_steps": 0, "stop_when": {"slower_than": 0.5}}
+    run(Played([[step(n, step_s=1.0) for n in range(1, 9)]]), begun=100.25, **bounds)
+    slow = [step(n, step_s=9.0) for n in range(1, 9)]
+    assert len(run(Played([slow]), trial=1, begun=200.5, **bounds).rows) == 5
+    assert "a rival made 8" in failure(run, Played([slow]), trial=2, begun=100.25, **bounds).evidence[0]
+
+
+def test_a_rivals_line_that_was_cut_short_costs_no_trial(run, tmp_path):
+    bounds = {"steps": 5, "warm_up_steps": 0, "stop_when": {"slower_than": 0.5}}
+    fast, slow = ([step(n, step_s=seconds) for n in range(1, 9)] for seconds in (1.0, 9.0))
+    run(Played([fast]), **bounds)
+    (kept,) = (tmp_path / "c" / "training").iterdir()
+    kept.write_text(kept.read_text() + '{"sps": 9')
+    assert len(run(Played([fast]), trial=1, **bounds).rows) == 5
+    assert "a rival made 8" in failure(run, Played([slow]), trial=2, **bounds).evidence[0]
 
 
 def test_successive_halving_keeps_the_better_share(run):

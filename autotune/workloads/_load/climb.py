@@ -18,6 +18,8 @@ from autotune.trial import Row
 
 LEAST_GAIN = 0.05
 """Throughput that grows by less than this share while the rate doubles has stopped growing."""
+SIGMAS = 3.0
+"""By how many standard deviations of a Poisson count fewer requests must finish than were due before the engine is the reason."""
 BROKEN = 1.0
 """The excess of a probe that could not be measured, such as one whose requests did not finish: twice the limit."""
 _BOUND = re.compile(r"^\s*([\w.]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*$")
@@ -67,6 +69,8 @@ class Climb:
     start: float
     max_steps: int
     precision: float
+    window_s: float = math.inf
+    """Seconds in which a probe's requests are counted: at a low rate chance alone may bring as few as at half of it."""
     probes: list[tuple[float, float, float]] = field(default_factory=list)
     """Rate, excess, and finished requests per second of each probe, in order."""
 
@@ -124,6 +128,10 @@ class Climb:
         return good, min(above, default=None)
 
     def _stopped_growing(self) -> bool:
-        """Whether the last doubling brought next to no throughput."""
+        """Whether the last doubling brought next to no throughput, and fewer requests than arrive by chance."""
         ordered = sorted(self.probes)
-        return len(ordered) > 1 and ordered[-1][2] < ordered[-2][2] * (1 + LEAST_GAIN)
+        if len(ordered) < 2:
+            return False
+        rate, _, finished = ordered[-1]
+        lacking = rate - finished > SIGMAS * math.sqrt(rate / self.window_s)
+        return lacking and finished < ordered[-2][2] * (1 + LEAST_GAIN)

@@ -159,7 +159,8 @@ class Run:
         """Probe rates until the boundary is found; every probe is a row. `later` are the levels after the climb."""
         bounds = [parse_bound(text) for text in wanted.constraints]
         good = self._bounds or goodput_bounds(bounds)
-        climb = Climb(bounds, self._context.climb_from or wanted.start, wanted.max_steps, wanted.precision)
+        start, window_s = self._context.climb_from or wanted.start, self._options.window.measure_s
+        climb = Climb(bounds, start, wanted.max_steps, wanted.precision, window_s)
         rows: dict[float, Row] = {}
         while (rate := climb.next_rate()) is not None:
             rows[rate] = self._level(crew, load.model_copy(update={"request_rate": rate, "slo_climb": None}), good)
