@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autotune.errors import AutotuneError, InvalidInput, Mistake
+from autotune.errors import AutotuneError, Interrupted, InvalidInput, Mistake
 from autotune.terminal import ReaderGone, clean, write_json
 
 _EXIT_CODES = (__doc__ or "").partition("\n\n")[2]
@@ -60,7 +60,8 @@ def main() -> None:
         _report(error)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        _report(Interrupted("Interrupted; run it again to continue."))
+        raise SystemExit(Interrupted.exit_code) from None
     except (ReaderGone, BrokenPipeError):
         # The reader of our output went away (`autotune list | head`); there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
