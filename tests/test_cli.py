@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -256,6 +257,13 @@ def test_a_goal_over_every_rate_of_a_climb_is_noted(tmp_path):
     path.write_text(path.read_text().replace("slo_request_rate", "output_tokens_per_s"))
     noted = " ".join(answer("check", path, "--offline", "--store", tmp_path / "store")[1].split())
     assert "Note: output_tokens_per_s: this is taken over every rate that the climb tries" in noted
+
+
+def test_ui_says_that_a_port_is_in_use(kept):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = answer("ui", "--store", kept / "store", "--port", port)
+    assert (code, err.strip()) == (2, f"The port {port} is in use; choose another one with --port.")
 
 
 def test_init_says_when_no_space_ships_for_an_engine(tmp_path, monkeypatch):
