@@ -11,6 +11,7 @@ import numpy as np
 from autotune import answers, executors, exporters, workloads
 from autotune.engines.base import Engine
 from autotune.errors import AutotuneError, InvalidInput, MissingPrerequisite, Mistake, WrongValue, nearest
+from autotune.metrics import families
 from autotune.score import Selector
 from autotune.search import grid, samplers
 from autotune.search.rehearsal import rehearse
@@ -83,9 +84,10 @@ def _selector(selector: Selector, text: Source, place: Place, workload: Workload
     if known and selector.metric not in known:
         base = selector.metric.partition(".")[0]
         close = nearest(selector.metric, [name for name in known if name.startswith(f"{base}.")])
-        shown = ", ".join(sorted({name.partition(".")[0] + (".*" if "." in name else "") for name in known}))
-        problem = f"The workload {workload.kind!r} as set up here does not measure {selector.metric!r}."
-        yield text.mistake(place, problem, allowed=shown, nearest=close)
+        shown, remedy = ", ".join(sorted(families(known))), workload.remedy(selector.metric)
+        problem = f"The workload {workload.kind!r} as set up here does not measure {selector.metric!r}"
+        problem += f": that needs {remedy}." if remedy else "."
+        yield text.mistake(place, problem, allowed=None if remedy else shown, nearest=close)
         return
     levels = workload.levels()
     if selector.key is not None and levels and not any(level.get(selector.key) == selector.value for level in levels):

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autotune.errors import AutotuneError, InvalidInput, Mistake
+from autotune.errors import AutotuneError, Interrupted, InvalidInput, Mistake
 from autotune.terminal import ReaderGone, clean, write_json
 
 _EXIT_CODES = (__doc__ or "").partition("\n\n")[2]
@@ -60,7 +60,8 @@ def main() -> None:
         _report(error)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        _report(Interrupted("Interrupted; run it again to continue."))
+        raise SystemExit(Interrupted.exit_code) from None
     except (ReaderGone, BrokenPipeError):
         # The reader of our output went away (`autotune list | head`); there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -200,11 +201,14 @@ def ui(store: StoreOption = STORE, port: Annotated[int, typer.Option("--port", m
 
     Example: autotune ui --port 5001
     """
-    from autotune import ledger, tracking
+    from autotune import ledger, ports, tracking
     from autotune.errors import NotFound
 
     if not ledger.studies(store) and not (store / "mlflow.db").exists():
         raise NotFound(f"The store {store} holds no study yet.")
+    if ports.listener_inodes(port):
+        # MLflow itself would say so among its own lines, and start its worker again and again.
+        raise AutotuneError(f"The port {port} is in use; choose another one with --port.")
     command = tracking.ui_command(store, port=port)
     typer.echo(f"MLflow opens on http://127.0.0.1:{port}; end it with Ctrl-C.")
     # Its queue of background jobs, which a store has none of, would leave a folder in /dev/shm each time.

@@ -119,7 +119,8 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     singular = name.removesuffix("s")
     if singular in known:
         return singular
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    spelt = [one for one in known if one.lower() == name.lower()]
+    matches = [*spelt, *difflib.get_close_matches(name, known, n=1, cutoff=0.6)]
     longer = sorted((one for one in known if len(name) > 2 and one.startswith(name)), key=len)
     stem = [one for one in known if name.startswith(f"{one}_")]
     return next(iter((*matches, *longer, *stem)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from autotune.source import Place, Source
 from autotune.space import EngineSpace, Space
 from autotune.study import SpaceSection, Study
 from autotune.trial import Value
+
+_SIZE = re.compile(r"-1|\d[\d_]*(\.\d+)?(e[+-]?\d+)?\s*[A-Za-z]{0,3}")
+"""A number as engines read one in words: 8192, 8k, 1.5G, 4 GiB."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class FlagChecks:
 
     def number(self, flag: Flag, value: Value, place: Place) -> Iterator[Mistake]:
         """Whether a number is one, and in the flag's range."""
-        if isinstance(value, str) and (value[:1].isdigit() or value in ("auto", "-1")):
+        if isinstance(value, str) and (_SIZE.fullmatch(value) or value == "auto"):
             # Engines read human sizes such as 8k and 1.5G themselves; their own cross-check judges those.
             return
         whole = flag.type == "int"

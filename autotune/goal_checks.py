@@ -18,6 +18,8 @@ from autotune.trial import Configuration, Value
 _DRAWS = 100
 """Enough that a setting which a fiftieth of the space has is seen in six of seven checks."""
 
+_OF_A_GPU = ("peak_gpu_memory_gib", "gpu_utilization", "energy_joule", "energy_joule_per_token")
+
 
 @dataclass(frozen=True)
 class Goals:
@@ -57,7 +59,10 @@ class Goals:
 
     def _unreported(self, one: Configuration) -> Mapping[str, str]:
         values = {**self.resolved.get(one.engine, {}), **self.space.engines[one.engine].fixed, **one.values}
-        return self.engines[one.engine].unreported(values)
+        # The machines of a cluster are not this one.
+        on_cpu = values.get("device") == "cpu" and self.study.executor.kind != "ray"
+        missing = dict.fromkeys(_OF_A_GPU, f"{one.engine} runs on the CPU of this machine.") if on_cpu else {}
+        return {**missing, **self.engines[one.engine].unreported(values)}
 
     def _drawn(self) -> list[Configuration]:
         """Random configurations that no rule forbids."""

@@ -13,6 +13,9 @@ from autotune.score import Score
 from autotune.terminal import Plain, clean
 from autotune.trial import Configuration, Failed, TrialJob, TrialRecord
 
+_SAID = 160
+"""Characters of a failure's reason that a line of progress shows; the whole stands in `autotune show`."""
+
 
 class Reporter(Protocol):
     """Told by the run loop what happens."""
@@ -86,7 +89,8 @@ class Live:
         self.bars.start()
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        # A line cut at some width can be neither searched for nor counted in a log.
+        self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
     def expect(self, done: int, search: int, finals: int, at_once: int) -> None:
         self.done, self.total, self.finals, self.at_once = done, done + search + finals, finals, max(1, at_once)
@@ -120,7 +124,7 @@ class Live:
         if isinstance(judged, Failed):
             # A log's last line may be a mere rule.
             said = [line for line in judged.evidence if any(map(str.isalpha, line))]
-            evidence = f": {said[-1][:160]}" if said else ""
+            evidence = f": {said[-1][: _SAID - 3]}..." if said and len(said[-1]) > _SAID else f": {said[-1]}" if said else ""
             return f"{judged.kind} during {judged.phase}{evidence}"
         values = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.objectives, judged.values, strict=True))
         return values + ("" if judged.feasible else " (breaks a constraint)") + (" (reused)" if record.reused_from else "")

@@ -7,6 +7,7 @@ TTFT, TPOT, ITL and E2E follow the definitions of vLLM's `bench serve`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -174,6 +175,11 @@ def names() -> tuple[str, ...]:
         for metric in known().values()
         for full in ([f"{metric.name}.{stat}" for stat in STATISTICS] if metric.distribution else [metric.name])
     )
+
+
+def families(addressable: Iterable[str]) -> tuple[str, ...]:
+    """The names once each, a distribution's statistics as one: `ttft_ms.*`."""
+    return tuple(dict.fromkeys(f"{base}.*" if dot else base for base, dot, _ in (name.partition(".") for name in addressable)))
 
 
 def lookup(name: str) -> Metric:

@@ -15,6 +15,7 @@ from autotune.trial import Configuration
 def on(plan: Plan, at_once: int) -> Iterator[str]:
     """Sentences on a plan that will run; `at_once` trials of it side by side."""
     yield from _backwards(plan)
+    yield from _drowned(plan)
     yield from _fewer_at_once(plan, at_once)
     named = (*plan.defaults(), *plan.first)
     yield from goal_checks.Goals(plan.study, plan.space, plan.engines, plan.resolved, named).notes()
@@ -33,8 +34,9 @@ def on(plan: Plan, at_once: int) -> Iterator[str]:
         budget = plan.study.budget.trials
         yield f"{len(named)} trials are named, the defaults among them, and {budget} are the budget: the last are left out."
     if plan.study.budget.trials < 2 * len(plan.study.objectives) + 3:
-        goals = len(plan.study.objectives)
-        yield f"{plan.study.budget.trials} trials are few for {goals} objectives; expect little beyond the default."
+        trials, goals = plan.study.budget.trials, len(plan.study.objectives)
+        few = f"{trials} trial{'s are' if trials > 1 else ' is'} few for {goals} objective{'s' if goals > 1 else ''}"
+        yield f"{few}; expect little beyond the default."
 
 
 def _backwards(plan: Plan) -> Iterator[str]:
@@ -46,6 +48,20 @@ def _backwards(plan: Plan) -> Iterator[str]:
         if better not in ("none", direction):
             end = "higher" if better == "maximize" else "lower"
             yield f"{name}: {end} is better for this metric, and the study asks for the opposite."
+
+
+def _drowned(plan: Plan) -> Iterator[str]:
+    """Goals that a climb to an SLO turns into something else: the further it gets, the worse they look."""
+    goals = [(one.name, one.selector) for one in plan.study.objectives]
+    goals += [(one.name, one.selector) for one in plan.study.constraints]
+    if "slo_request_rate" not in plan.workload.metrics():
+        return
+    for name, selector in goals:
+        if selector.key is None and lookup(selector.metric).scope == "row":
+            yield (
+                f"{name}: this is taken over every rate that the climb tries, those that break its bounds among them; "
+                "slo_request_rate and slo_goodput_per_s are what the climb finds."
+            )
 
 
 def _rules(plan: Plan, kind: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from autotune.errors import WrongValue, nearest
-from autotune.metrics import STATISTICS, lookup, names
+from autotune.metrics import STATISTICS, families, lookup, names
 from autotune.trial import Failed, FailureKind, Frozen, Measurement, Outcome, Phase, Row, Scalar, TrialFailed
 
 Direction = Literal["maximize", "minimize"]
@@ -224,7 +224,8 @@ def _no_metric(name: str) -> WrongValue:
     if any(known.startswith(f"{base}.") for known in names()):
         statistics = ", ".join(f"{base}.{statistic}" for statistic in STATISTICS)
         return WrongValue(f"{name!r} needs one of the statistics of {base}.", allowed=statistics, nearest=nearest(name, names()))
-    return WrongValue(f"There is no metric {name!r}.", nearest=nearest(name, names()))
+    close = nearest(name, names())
+    return WrongValue(f"There is no metric {name!r}.", allowed=None if close else ", ".join(families(names())), nearest=close)
 
 
 def _absent(selector: Selector, why: str) -> TrialFailed:

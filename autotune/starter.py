@@ -13,7 +13,17 @@ from autotune.errors import AutotuneError, NotFound, nearest
 _QUOTED = re.compile(r"[^\w./:+-]|:$")
 """What in a model's name YAML could take for its own."""
 
-USES = ("chat", "offline", "code-completion", "shared-prefix")
+_CLIMB = "  - maximize: slo_request_rate    # what the preset's climb finds: the highest rate that keeps its bounds\n"
+_TOKENS = "  - maximize: output_tokens_per_s\n"
+_GOALS = {
+    "chat": _CLIMB,
+    "offline": _TOKENS,
+    "code-completion": _CLIMB,
+    "shared-prefix": f"{_TOKENS}  - minimize: ttft_ms.p99\n",
+}
+"""What each use is after, memory aside. A climb's latencies are those of every rate that it tries, the drowned ones too."""
+_LIMITS = '# constraints: ["ttft_ms.p99 <= 500", "tpot_ms.p95 <= 50"]\n'
+USES = tuple(_GOALS)
 
 _SERVING = """\
 # A study: what is tuned, under which traffic, for which goals. Check it with: autotune check {file}
@@ -33,11 +43,8 @@ search_space:
   # select: [max_num_seqs, max_num_batched_tokens]           # or only these
   # override: {{max_num_seqs: [64, 128, 256, 512]}}            # a list of values, low/high, or one value that fixes it
 objectives:
-  - maximize: output_tokens_per_s
-  - minimize: ttft_ms.p99
-  - minimize: {memory}
-# constraints: ["ttft_ms.p99 <= 500", "tpot_ms.p95 <= 50"]
-budget: {{trials: {trials}, gpu_minutes: {minutes}}}
+{goals}  - minimize: {memory}
+{limits}budget: {{trials: {trials}, gpu_minutes: {minutes}}}
 export: [{exporter}]
 """
 
@@ -100,6 +107,8 @@ def write(out: Path, *, engine: str, model: str | None, use: str, force: bool) -
         engine=engine,
         model=json.dumps(model) if _QUOTED.search(model) else model,
         use=use,
+        goals=_GOALS[use],
+        limits="" if _GOALS[use] == _CLIMB else _LIMITS,
         python=f"  python: {own}\n" if (own := _environment.usual(engine)).exists() else "",
         data=("" if model.startswith("synthetic:") else _data(engine)) + ("" if on_gpu else "  cpu: true\n"),
         space=space,

@@ -197,6 +197,15 @@ class Study(Frozen):
                     raise WrongValue(f"{name!r} stands twice in this list.", field, index)
         return self
 
+    @model_validator(mode="after")
+    def _together(self) -> Study:
+        for index, one in enumerate(self.constraints):
+            for other in self.constraints[:index]:
+                low, high = (one, other) if one.op == ">=" else (other, one)
+                if (low.op, high.op) == (">=", "<=") and low.selector == high.selector and low.limit > high.limit:
+                    raise WrongValue(f"No trial can keep {one.name!r} and {other.name!r}.", "constraints", index)
+        return self
+
     @property
     def search_trials(self) -> int:
         """How many trials the search takes at most: its budget, and the default again after every so many of it."""

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -241,6 +242,30 @@ def test_a_study_from_init_passes_its_check(tmp_path, monkeypatch, engine, use):
     assert "Search space" in checked.output
 
 
+@pytest.mark.parametrize("use", starter.USES)
+def test_a_study_from_init_asks_for_nothing_that_its_own_check_doubts(tmp_path, use):
+    """A climb's latencies are those of drowned rates too: as a goal they punish what climbs further."""
+    path = tmp_path / "s.yaml"
+    assert answer("init", path, "--use", use)[0] == 0
+    code, out, _ = answer("check", path, "--offline", "--store", tmp_path / "store")
+    assert code == 0 and "Note: " not in out.replace("Note: 10 trials are few", "")
+
+
+def test_a_goal_over_every_rate_of_a_climb_is_noted(tmp_path):
+    path = tmp_path / "s.yaml"
+    assert answer("init", path)[0] == 0
+    path.write_text(path.read_text().replace("slo_request_rate", "output_tokens_per_s"))
+    noted = " ".join(answer("check", path, "--offline", "--store", tmp_path / "store")[1].split())
+    assert "Note: output_tokens_per_s: this is taken over every rate that the climb tries" in noted
+
+
+def test_ui_says_that_a_port_is_in_use(kept):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = answer("ui", "--store", kept / "store", "--port", port)
+    assert (code, err.strip()) == (2, f"The port {port} is in use; choose another one with --port.")
+
+
 def test_init_says_when_no_space_ships_for_an_engine(tmp_path, monkeypatch):
     monkeypatch.setattr("autotune.spaces.available", dict)
     code, _, err = answer("init", tmp_path / "s.yaml")
@@ -383,6 +408,30 @@ def test_a_line_without_a_word_is_not_shown_as_the_reason(monkeypatch):
     reporter.finished(record.model_copy(update={"outcome": outcome}), outcome)
     reporter.close()
     assert "during start: KeyError: 'answer'" in shown.getvalue() and "----" not in shown.getvalue()
+
+
+def test_in_a_log_an_event_is_one_line_and_what_is_left_out_of_it_is_marked(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(live, "Plain", lambda **kwargs: Plain(file=shown, width=80, no_color=True))
+    reporter, record = live.Live("small", ()), failed()
+    outcome = record.outcome.model_copy(update={"evidence": ("word " * 60,)})
+    reporter.finished(record.model_copy(update={"outcome": outcome}), None)
+    reporter.close()
+    (line,) = shown.getvalue().strip().splitlines()
+    assert len(line) > 160 and "wo...  [vllm: " in line
+
+
+def test_ctrl_c_outside_a_trial_is_answered_too(monkeypatch, capsys):
+    """While a study's exports are written nobody watches the signals; silence would look like an end."""
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert "Interrupted; run it again to continue." in capsys.readouterr().err
 
 
 def test_the_time_left_follows_what_trials_took():

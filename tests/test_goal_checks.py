@@ -15,6 +15,7 @@ search_space: {{include: trl_grpo, select: [learning_rate{more}], override: {{le
 objectives: [{{maximize: sps}}]
 constraints: ["kl <= 5"]
 """
+MEMORY = "sps}, {minimize: peak_gpu_memory_gib}"
 
 
 def asked(folder, algorithm="grpo", fixed="{}", more="", values="", first=(), beta=0.0, rule=""):
@@ -59,3 +60,14 @@ def test_points_that_a_rule_forbids_are_no_trials(tmp_path):
 
 def test_a_study_that_fixes_it_has_nothing_to_be_told(tmp_path):
     assert asked(tmp_path, fixed="{beta: 0.04}") == ([], [])
+
+
+@pytest.mark.parametrize(("device", "executor", "found"), [("cpu", "auto", 1), ("cpu", "ray", 0), ("NVIDIA H200", "auto", 0)])
+def test_what_a_gpu_alone_has_is_no_goal_of_an_engine_on_this_machines_cpu(tmp_path, device, executor, found):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.format(algorithm="grpo", fixed="{beta: 0.04}", more="", values="", ban="").replace("sps}", MEMORY))
+    made = plan.read(path, tmp_path / "store")
+    study = made.study.model_copy(update={"executor": made.study.executor.model_copy(update={"kind": executor})})
+    goals = goal_checks.Goals(study, made.space, made.engines, {"trl": {"device": device, "beta": 0.04}}, made.defaults())
+    wrong = [str(one) for one in goals.mistakes(made.text)]
+    assert len(wrong) == found and all("peak_gpu_memory_gib: trl runs on the CPU of this machine." in one for one in wrong)

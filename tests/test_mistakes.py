@@ -68,6 +68,7 @@ WRONG = [
     ("budget: {trials: 12, gpu_minutes: 90}", "budget:", 20, "budget", "This must be a mapping"),
     ("tracking: {enabled: false, uri: null}", "reuse: maybe", 26, "reuse", "This must be true or false. Found 'maybe'."),
     # Engine.
+    (KIND, "engine:\n  kind: RECORDED\n", 4, "engine.kind", "Did you mean 'recorded'?"),
     (KIND, "engine:\n", 3, "engine", "needs a 'kind'"),
     (KIND, "engine:\n  kind: recordd\n", 4, "engine.kind", "Did you mean 'recorded'?"),
     (KIND, "engine:\n  kind: [recorded]\n", 4, "engine.kind", "There is no engine"),
@@ -164,6 +165,7 @@ WRONG = [
     # Goals.
     (OBJECTIVE, "- maximise: output_tokens_per_s", 17, "objectives[0].maximise", "Did you mean 'maximize'?"),
     (OBJECTIVE, "- maximize: output_token_per_s", 17, "objectives[0]", "Did you mean 'output_tokens_per_s'?"),
+    (OBJECTIVE, "- maximize: throughput", 17, "objectives[0]", "Allowed: ttft_ms.*, tpot_ms.*"),
     (OBJECTIVE, "- maximize: ttft_ms", 17, "objectives[0]", "needs one of the statistics"),
     (OBJECTIVE, "- minimize: ttft_ms.p98", 17, "objectives[0]", "Allowed: ttft_ms.mean, ttft_ms.p50"),
     (OBJECTIVE, "- maximize: reward", 17, "objectives[0]", "does not measure 'reward'"),
@@ -183,6 +185,7 @@ WRONG = [
     (CONSTRAINT, '["kv_cache_usage >= 95"]', 19, "constraints[0]", "kv_cache_usage is never above 1."),
     (CONSTRAINT, '["tfft_ms.p99 <= 500"]', 19, "constraints[0]", "Did you mean 'ttft_ms.p99'?"),
     (CONSTRAINT, '["ttft_ms.p99 <= 500 @ request_rate=31"]', 19, "constraints[0]", "has no load level request_rate=31"),
+    (CONSTRAINT, '["sps <= 3", "sps >= 4"]', 19, "constraints[1]", "No trial can keep 'sps >= 4' and 'sps <= 3'."),
     (CONSTRAINT, '["sps >= 1", "sps >= 1"]', 19, "constraints[1]", "stands twice"),
     (CONSTRAINT, '"sps >= 1"', 19, "constraints", "This must be a list"),
     (CONSTRAINT, "[{sps: 1}]", 19, "constraints[0]", "A constraint is a text such as"),
@@ -299,6 +302,16 @@ def test_a_mistake_in_a_space_file_of_ones_own_points_there(tmp_path):
 def test_scientific_numbers_are_numbers(tmp_path, number):
     (mistake,) = checked(STUDY.replace(FIXED, f"{{block_size: {number}}}"), tmp_path)
     assert f"Found {float(number)!r}" in str(mistake)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    ['["sps >= 3", "sps <= 4"]', '["sps <= 3 @ request_rate=10", "sps >= 4 @ request_rate=30"]', '["sps >= 3", "sps <= 3"]'],
+)
+def test_bounds_that_leave_a_band_or_are_of_different_levels_go_together(tmp_path, bounds):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.replace(CONSTRAINT, bounds))
+    assert len(plan.read(path, tmp_path / "store").study.constraints) == 2
 
 
 @pytest.mark.parametrize(

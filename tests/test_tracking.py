@@ -371,6 +371,19 @@ def test_what_is_missing_can_be_sent_by_hand(store):
     assert_each_trial_stands_once(default_uri(store))
 
 
+def test_a_database_whose_making_was_cut_short_is_made_anew(store):
+    """MLflow cannot take its own steps up again: the store would have had no MLflow for good."""
+    command = [sys.executable, "-m", "autotune.tracking", str(store / "small"), "--once"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as cut:
+        being_made = (store / "mlflow.db", store / ".mlflow.db.new")
+        while not any(one.exists() and one.stat().st_size > 200_000 for one in being_made) and cut.poll() is None:
+            time.sleep(0.005)
+        cut.kill()
+    assert process.run(command, 120).returncode == 0
+    assert_each_trial_stands_once(default_uri(store))
+    assert [one.name for one in store.glob("*mlflow.db*")] == ["mlflow.db"], "nothing is left beside it"
+
+
 def test_sending_what_is_no_study_by_hand_is_answered(tmp_path):
     done = process.run([sys.executable, "-m", "autotune.tracking", str(tmp_path), "--once"], 120)
     assert done.returncode == 2

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from autotune import ledger, results
 from autotune.secrets import redact
+from autotune.tracking import database
 from autotune.tracking.state import Request, State, request_path, state_path
 from autotune.trial import digest_of
 
@@ -121,6 +122,7 @@ class Sender:
         if self.state.target != target:
             self.state = State(target=target, attempts=self.state.attempts, failures=self.state.failures)
         if not isinstance(self.server, send.Server) or self.server.study_id != study_id:
+            database.make(self.uri)
             self.server = send.Server(self.uri, self.experiment, artifacts_of(self.uri, self.folder.parent), study_id)
             self.state.experiment = self.server.experiment
         request = Request.load(request_path(self.folder))

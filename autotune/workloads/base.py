@@ -75,6 +75,10 @@ class Workload(ABC):
     def metrics(self) -> frozenset[str]:
         """Names of the metrics its rows and totals can hold, e.g. `ttft_ms.p99`; objectives are checked against them."""
 
+    def remedy(self, metric: str) -> str | None:
+        """The options, with an example, that would have it measure a metric that it does not as set up; None where none would."""
+        return None
+
     @abstractmethod
     def run(self, session: Session, context: Context, progress: Progress) -> Measurement:
         """Warm up, measure, return the table. Writes raw data below `context.folder`.

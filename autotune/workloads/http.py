@@ -67,6 +67,14 @@ class HttpWorkload(Workload):
             found.add("goodput_per_s")
         return frozenset(found | {"slo_request_rate", "slo_goodput_per_s"} if climbs else found)
 
+    def remedy(self, metric: str) -> str | None:
+        if metric == "goodput_per_s":
+            return "the limits that a good request keeps, e.g. 'goodput: {ttft_ms: 500, tpot_ms: 50}' in the workload section"
+        if metric in ("slo_request_rate", "slo_goodput_per_s"):
+            climb = """'load: [{slo_climb: {constraints: ["ttft_ms.p99 <= 500"], start: 4}}]'"""
+            return f"a climb to the SLO, e.g. {climb} in the workload section"
+        return None
+
     def expected_seconds(self) -> float:
         window = self._options.window
         steps = sum(load.slo_climb.max_steps if load.slo_climb else 1 for load in self._options.load)

@@ -83,6 +83,9 @@ class RecordedWorkload(Workload):
         counts = {"preemptions", "prefix_cache_hit_rate"}
         return frozenset(latencies | rates | counts | {"peak_gpu_memory_gib", "start_s", "kv_cache_tokens"})
 
+    def cautions(self, roles: Mapping[str, str]) -> tuple[str, ...]:
+        return ("All seconds and minutes are the recorded ones; replaying a trial takes less than a second.",)
+
     def run(self, session: Session, context: Context, progress: Progress) -> Measurement:
         assert isinstance(session, RecordedSession)
         levels = self._wanted(session.levels(self.options.traffic))
