@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 from collections import deque
@@ -18,7 +19,7 @@ from autotune.results import StudyResults
 from autotune.retries import Retries
 from autotune.score import Reached, Score, judged, reached
 from autotune.search.driver import Driver, Proposal
-from autotune.search.screening import Screening
+from autotune.search.screening import Screening, trials_affordable
 from autotune.search.stopping import GROWTH, flat
 from autotune.standings import Standings
 from autotune.trial import Configuration, Failed, FailureKind, Origin, TrialJob, TrialRecord
@@ -127,12 +128,21 @@ class Agenda:
         """GPU-minutes of everything run so far, failed attempts included; minutes of running trials where there is no GPU."""
         return self.ledger.history.gpu_minutes
 
-    def progress(self) -> tuple[int, int]:
-        """How many trials are done, and how many of the search are to come at most, what is tried again among them."""
-        again = {job.number for job in self.waiting}
-        done = [record for record in self.ledger.records.values() if record.number not in again]
-        searched = sum(record.origin is not Origin.FINALIST for record in done)
-        return len(done), max(0, self.plan.study.search_trials - searched)
+    def progress(self) -> tuple[int, int, int]:
+        """How many trials are done, how many of the search are to come at most, and how many of the finalists' rounds.
+
+        What is tried again is to come. Of the search no more is than the GPU-minutes buy at a trial's mean cost so far.
+        """
+        origins, records = self.ledger.history.origins, self.ledger.records
+        again = [job.origin for job in self.waiting if job.number in records]
+        done = origins.total() - len(again)
+        if self.finals:
+            return done, 0, len(finalists.remaining(self.finals, records))
+        searched = done - origins[Origin.FINALIST] + again.count(Origin.FINALIST)
+        left = max(0, self.plan.study.search_trials - searched)
+        runs = len(records) + len(self.ledger.history.earlier)
+        bought = trials_affordable(self.spent_minutes() / max(1, runs), self.plan.study.budget.gpu_minutes, self.spent_minutes())
+        return done, left if bought is None else min(left, math.ceil(bought)), self.plan.study.finalists.trials
 
     def _begun(self, job: TrialJob) -> TrialJob:
         """The job as it begins, with what earlier trials tell it."""

@@ -86,6 +86,12 @@ class Bar(Frozen):
     probe_s: float | None = None
     """Seconds of a first pass over the levels, to be judged with accordingly more noise."""
 
+    @property
+    def reads_levels(self) -> bool:
+        """Whether a goal takes its number from load levels, and not from the whole trial."""
+        goals = [*(one.selector for one in self.objectives), *(one.selector for one in self.constraints)]
+        return any(one.key is not None or lookup(one.metric).scope == "row" for one in goals)
+
     def hopeless(self, seen: SoFar) -> str | None:
         """Why the trial cannot reach the front, or None."""
         return self._broken(seen) or self._surpassed(seen)

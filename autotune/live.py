@@ -113,9 +113,7 @@ class Live:
         if record.number in self.begun and record.reused_from is None:
             self.spent.append(time.monotonic() - self.begun.pop(record.number))
             self.whole += self.spent[-1:] if record.measurement is not None else []
-        self.done += 1
         self.say(f"trial {record.number} ({record.origin}): {self._result(record, judged)}  [{_brief(record.configuration)}]")
-        self._study_bar()
 
     def close(self) -> None:
         self.bars.stop()

@@ -32,14 +32,18 @@ class Loop:
 
     def run(self) -> None:
         """The search, then the finalists beside the default. Raises MachineUnusable, StoreUnwritable."""
-        self.reporter.expect(*self.agenda.progress(), self.agenda.plan.study.finalists.trials, self.executor.capacity)
+        self.expect()
         self.work(self.agenda.next)
         for sentence in policy.prior_says(self.agenda.plan, self.agenda.ledger.records.values()):
             self.reporter.say(sentence)
         if not self.interrupts.stopping and self.agenda.stopped is not None and (left := self.agenda.plan_finals()):
             self.reporter.say(f"{self.agenda.stopped} The front is now measured again beside the default: {left} trials.")
-            self.reporter.expect(self.agenda.progress()[0], 0, left, self.executor.capacity)
+            self.expect()
             self.work(self.agenda.next_final)
+
+    def expect(self) -> None:
+        """Tell the reporter how much is to come."""
+        self.reporter.expect(*self.agenda.progress(), self.executor.capacity)
 
     def work(self, source: Source) -> None:
         """Run what the source gives until it gives no more."""
@@ -92,6 +96,7 @@ class Loop:
         found = self.agenda.finished(record)
         self.faults = [*self.faults, record] if _machine_failed(record) else []
         self.reporter.finished(record, found)
+        self.expect()
         if self.tracker is not None:
             self.tracker.trial(record)
 

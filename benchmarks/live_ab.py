@@ -7,7 +7,8 @@
 
 `front` takes up to five members of each arm's front, spread over its first objective with both ends, and the default. Each
 round launches all of them once, in an order and with arrivals of its own, and climbs to the SLO from a rate that neither arm
-began at, in finer steps and longer windows. `table` counts these measurements alone: what an arm claimed is only shown.
+began at, in finer steps and longer windows. `table` counts these measurements alone, all rounds of the store: what an arm
+claimed is only shown. `front --first 3` writes two more rounds.
 
 A configuration that kept the SLO at no rate in one of its rounds adds nothing to its arm's hypervolume. Intervals are those
 of 2,000 draws around the means, by Student's t with the noise pooled over all that was measured twice (`estimates`).
@@ -28,13 +29,13 @@ from live_ab_page import page
 
 from autotune import ledger, results
 from autotune import study as studies
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, NotFound
 from autotune.score import Constraint
 from autotune.study import Study
 from autotune.trial import Configuration
 
 ARMS = ("ab-ours", "ab-tpe")
-ROUNDS = ("ab-front-1", "ab-front-2")
+ROUND = "ab-front-"
 SEED = 1000
 """Seeds of the rounds begin here, far from those of a search."""
 
@@ -67,7 +68,7 @@ def round_of(ours: Study, raw: Mapping[str, Any], chosen: Sequence[Configuration
     random.Random(SEED + number).shuffle(order)
     several = len(ours.engine) > 1
     return {
-        "name": ROUNDS[number - 1],
+        "name": f"{ROUND}{number}",
         "about": f"Round {number} of measuring the fronts of {' and '.join(ARMS)} again.",
         **{name: raw[name] for name in ("engine", "search_space", "objectives", "executor") if name in raw},
         "workload": {**ours.workload, "load": [load], "window": window},
@@ -79,8 +80,8 @@ def round_of(ours: Study, raw: Mapping[str, Any], chosen: Sequence[Configuration
     }
 
 
-def write_rounds(store: Path, out: Path, most: int) -> list[Path]:
-    """The study files of both rounds. Raises AutotuneError, NotFound."""
+def write_rounds(store: Path, out: Path, most: int, first: int = 1) -> list[Path]:
+    """The study files of two rounds, the lower number `first`. Raises AutotuneError, NotFound."""
     arms = [results.load(name, store) for name in ARMS]
     comparable(arms[0].study, arms[1].study)
     fronts = [[one.records[0].configuration for one in members(found, most)] for found in arms]
@@ -88,8 +89,8 @@ def write_rounds(store: Path, out: Path, most: int) -> list[Path]:
         print(f"{found.name}: {len(found.noisy_front.members)} on its front, {len(front)} of them to be measured again.")
     parsed, text = studies.load(store / ARMS[0] / ledger.STUDY)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{name}.yaml" for name in ROUNDS]
-    for number, path in enumerate(paths, start=1):
+    paths = [out / f"{ROUND}{number}.yaml" for number in (first, first + 1)]
+    for number, path in enumerate(paths, start=first):
         made = round_of(parsed, text.data, union(fronts), number)
         path.write_text(yaml.safe_dump(made, sort_keys=False, allow_unicode=True, width=120))
         studies.load(path)
@@ -100,9 +101,11 @@ def table(store: Path, most: int) -> str:
     """The page. Raises AutotuneError, NotFound."""
     arms = {name: results.load(name, store) for name in ARMS}
     comparable(*(found.study for found in arms.values()))
-    rounds = [results.load(name, store) for name in ROUNDS]
+    rounds = [results.load(name, store) for name in sorted(path.name for path in store.glob(f"{ROUND}*"))]
+    if not rounds:
+        raise NotFound(f"There is no round {ROUND}1 in {store}.")
     told = judged(gathered(arms, rounds, most), rounds[0].directions, ARMS)
-    histories = {name: ledger.read(store / name) for name in (*ARMS, *ROUNDS)}
+    histories = {name: ledger.read(store / name) for name in ARMS}
     return page(arms, rounds, histories, told)
 
 
@@ -111,11 +114,12 @@ def main() -> None:
     parser.add_argument("step", choices=("front", "table"))
     parser.add_argument("--store", type=Path, default=Path(".autotune"))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--first", type=int, default=1, help="number of the first of the two rounds that `front` writes")
     parser.add_argument("--most", type=int, default=MOST, choices=range(2, 21), metavar="2..20")
     arguments = parser.parse_args()
     try:
         if arguments.step == "front":
-            print(*write_rounds(arguments.store, arguments.out or arguments.store, arguments.most), sep="\n")
+            print(*write_rounds(arguments.store, arguments.out or arguments.store, arguments.most, arguments.first), sep="\n")
             return
         text = table(arguments.store, arguments.most)
     except AutotuneError as error:

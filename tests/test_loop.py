@@ -76,11 +76,24 @@ def test_the_rounds_of_the_finalists_are_expected_from_the_start(tmp_path):
     assert (preview(plan).expected.trials, preview(plan).expected.finals) == (14, 4)
     reporter = Expecting()
     run.run(plan, reporter=reporter)
-    assert reporter.told == [(0, 10, 4, 1), (10, 0, 4, 1)], "8 of the budget, and the default again after 3 and 6 of them"
+    assert reporter.told[0] == (0, 10, 4, 1), "8 of the budget, and the default again after 3 and 6 of them"
+    assert (10, 0, 4, 1) in reporter.told and reporter.told[-1] == (14, 0, 0, 1)
     assert reporter.came == 14
     again = Expecting()
     run.run(plan, reporter=again)
     assert again.told == [(14, 0, 4, 1)] and again.came == 0
+
+
+def test_no_more_trials_are_expected_than_the_gpu_minutes_buy(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.replace("{trials: 8}", "{trials: 200, gpu_minutes: 8}"))
+    plan = plans.confirm(plans.read(path, tmp_path / "store"))
+    reporter = Expecting()
+    run.run(plan, reporter=reporter)
+    spent = read(plan.folder).gpu_minutes
+    assert reporter.told[0][1] == plan.study.search_trials, "what a trial costs is not known yet"
+    assert reporter.came < 20 and all(search < 20 for _, search, _, _ in reporter.told[2:])
+    assert spent >= 8 and reporter.told[-1][1] == 0
 
 
 def test_more_repeats_asked_for_later_add_rounds_of_the_same_entrants_with_arrivals_of_their_own(tmp_path):
@@ -161,6 +174,9 @@ class Kept:
 
     def finished(self, record):
         self.records.append(record)
+
+    def progress(self):
+        return len(self.records), 0, 0
 
 
 def attempt(number):

@@ -52,7 +52,7 @@ class Screening:
 
     def _affordable(self, record: TrialRecord) -> list[str]:
         limit = self.study.budget.gpu_minutes
-        bought = trials_affordable([record], limit, 0.0)
+        bought = trials_affordable(record.gpu_minutes, limit)
         if bought is None or bought >= self.study.budget.trials:
             return []
         return [f"At the default's cost, {limit:g} GPU-minutes buy about {bought:.0f} of the {self.study.budget.trials} trials."]
@@ -137,12 +137,9 @@ def first_trials_say(scores: Sequence[Score], noise: Sequence[float], objectives
     ]
 
 
-def trials_affordable(records: Sequence[TrialRecord], gpu_minutes: float | None, spent_minutes: float) -> float | None:
-    """How many more trials the GPU-minutes buy at the median cost so far; None without a limit or a trial."""
-    costs = [record.gpu_minutes for record in records if record.reused_from is None]
-    if gpu_minutes is None or not costs or statistics.median(costs) <= 0:
-        return None
-    return max(0.0, gpu_minutes - spent_minutes) / statistics.median(costs)
+def trials_affordable(each: float, gpu_minutes: float | None, spent: float = 0.0) -> float | None:
+    """How many more trials of `each` GPU-minutes the budget buys; None without a limit or a cost."""
+    return None if gpu_minutes is None or each <= 0 else max(0.0, gpu_minutes - spent) / each
 
 
 def _bends(low: tuple[float, float], high: tuple[float, float]) -> bool:

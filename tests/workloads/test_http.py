@@ -1,6 +1,7 @@
 """The whole workload against a real server process whose truth is known, and every way in which a server can fail it."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -212,6 +213,39 @@ def test_a_climb_ends_once_the_rate_that_broke_is_too_low(tmp_path):
     partial = ended(tmp_path, bar("slo_request_rate", 5000.0), *FAST, "--slots", 8, load=[{"slo_climb": climb}], window=window)
     assert [row.level for row in partial.rows] == [{"request_rate": 320}]
     assert "slo_request_rate" not in partial.totals
+
+
+CLIMB = {"constraints": ["ttft_ms.p95 <= 60"], "start": 60, "max_steps": 3, "precision": 0.3}
+
+
+def climbed(tmp_path, judge):
+    """Eight slots of 55 ms each serve 145 requests a second: 60 holds, 240 drowns whatever 120 does."""
+    window = {"warm_up_s": 0.5, "measure_s": 2.0, "deadline_s": 3.0}
+    workload = HttpWorkload(options(load=[{"slo_climb": CLIMB}], window=window))
+    with serving(*FAST, "--slots", 8) as session:
+        found = workload.run(session, context(tmp_path, bar=judge), lambda label, share: None)
+    return found, {row.level["request_rate"]: row for row in found.rows}
+
+
+def test_a_rate_that_has_surely_broken_the_slo_is_not_measured_to_its_end(tmp_path):
+    found, rows = climbed(tmp_path, bar("slo_request_rate", 1.0))
+    assert found.totals["slo_request_rate"] >= 60 and rows[60].metrics["ttft_ms.p95"] <= 60
+    cut = {rate: row for rate, row in rows.items() if row.invalid is not None}
+    assert cut and min(cut) > found.totals["slo_request_rate"]
+    for rate, row in cut.items():
+        assert not row.metrics, "what was cut has no numbers"
+        said = r"It broke ttft_ms.p95 <= 60 for sure \d\.\d s into its window: \d+ of the window's \d+ requests had waited"
+        assert re.match(said, row.invalid)
+        (fact,) = [one for one in found.facts["levels"] if one["level"] == {"request_rate": rate}]
+        assert fact["window_s"] <= 2.0
+
+
+@pytest.mark.parametrize("judge", [None, "requests_per_s"])
+def test_a_climb_is_measured_whole_where_its_levels_count_or_nothing_may_be_ended(tmp_path, judge):
+    found, rows = climbed(tmp_path, judge and bar(judge, 1.0))
+    assert found.totals["slo_request_rate"] >= 60
+    assert all("ttft_ms.p95" in row.metrics for row in rows.values())
+    assert max(row.metrics["ttft_ms.p95"] for row in rows.values()) > 60
 
 
 def test_arranged_levels_run_and_are_told_in_the_new_order():

@@ -9,6 +9,7 @@ from typing import Any
 
 from autotune.session import Session
 from autotune.trial import FailureKind, Phase, TrialFailed
+from autotune.workloads._load.breach import Breach, Lateness, arriving
 from autotune.workloads._load.crew import Crew, Message
 from autotune.workloads._load.options import Window
 from autotune.workloads._load.server_metrics import Watch
@@ -34,6 +35,8 @@ class LevelLog:
     watch: Watch
     warm: bool
     """Whether the time to first token was flat when the window began."""
+    broke: str | None = None
+    """Why the level ended before its window did, which `span` then holds only a part of."""
 
 
 class Conductor:
@@ -47,9 +50,11 @@ class Conductor:
         self._finished = self._failed = 0
         self._counts: dict[int, tuple[int, int]] = {}
         self._open: dict[int, tuple[float, int]] = {}
+        self._lateness: Lateness | None = None
 
-    def run(self, plans: Sequence[Mapping[str, Any]], users: int) -> LevelLog:
-        """Run the level. Raises TrialFailed when the engine dies or answers nothing."""
+    def run(self, plans: Sequence[Mapping[str, Any]], users: int, breach: Breach | None = None) -> LevelLog:
+        """Run the level, to its end unless that has surely broken its SLO before. Raises TrialFailed when the engine dies or
+        answers nothing."""
         self._crew.order([{"do": "level", **plan} for plan in plans])
         self._crew.collect("prepared")
         start = self._heard = perf_counter() + LEAD_S
@@ -59,21 +64,25 @@ class Conductor:
         high = low + self._window.measure_s
         self._crew.order({"do": "window", "from": low, "to": high})
         self._look()
+        if breach is not None:
+            self._lateness = Lateness(breach, arriving(plans[0], low - start, high - start))
         self._turn_until(high, start)
         self._look()
         self._watching = False
         self._drain(high, start)
+        end = min(high, perf_counter())
         # An engine that has died under the load is no measurement, even if its last answer came in time.
         self._session.check_alive()
         self._crew.order({"do": "end"})
         ends = self._crew.collect("requests")
         return LevelLog(
             records=[record for end in ends for record in end["requests"]],
-            span=Span(low - start, high - start),
+            span=Span(low - start, end - start),
             client=health_of(ends),
             start=start,
             watch=self._watch,
             warm=warm,
+            broke=self._lateness.says(end - low) if self._lateness and self._lateness.fatal else None,
         )
 
     def _warm_up(self, start: float, warm_up: WarmUp) -> bool:
@@ -90,13 +99,13 @@ class Conductor:
         return warm_up.flat
 
     def _turn_until(self, moment: float, start: float) -> None:
-        while (left := moment - perf_counter()) > 0:
+        while (left := moment - perf_counter()) > 0 and not (self._lateness and self._lateness.fatal):
             self._turn(start, min(left, 0.2))
 
     def _drain(self, high: float, start: float) -> None:
         """Keep the load up until all that arrived before the window's end has finished or met its deadline."""
         until = high + self._window.deadline_s + GRACE_S
-        while perf_counter() < until:
+        while perf_counter() < until and not (self._lateness and self._lateness.fatal):
             self._turn(start)
             told = [left for at, left in self._open.values() if at >= high]
             if len(told) == self._crew.clients and not any(told):
@@ -108,6 +117,8 @@ class Conductor:
         for worker, message in messages:
             self._open[worker] = (message["at"], message["open"])
             self._counts[worker] = (message["finished"], message["failed"])
+            if self._lateness:
+                self._lateness.late[worker] = message["late"]
         finished = sum(count for count, _ in self._counts.values())
         now = perf_counter()
         if finished > self._finished:

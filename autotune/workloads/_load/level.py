@@ -46,6 +46,8 @@ class Level:
         self._start = start
         self._deadline_s: float = plan["deadline_s"]
         self._think_s: float = plan["traffic"]["think_s"]
+        self._ttft_limit_s: float | None = plan["ttft_limit_s"]
+        self._late = 0
         self._source = source
         self._head = request_head(plan)
         self._wire = Wire((plan["host"], plan["port"]), self._on_answer, self._on_broken)
@@ -80,7 +82,8 @@ class Level:
         return perf_counter() >= self._next_report
 
     def report(self) -> dict[str, Any]:
-        """How far things are. `open`: requests that are due before the window's end and unfinished."""
+        """How far things are. `open`: requests that are due before the window's end and unfinished. `late`: requests of the
+        window whose first token took, or is taking, longer than the plan's limit."""
         now = perf_counter()
         self._next_report = now + REPORT_S
         ttfts, self._ttfts = self._ttfts, []
@@ -89,7 +92,15 @@ class Level:
             _, high = self.window
             flights = [*self._flying.values(), *(flight for _, _, flight in self._due)]
             waiting = int(now < high) + sum(flight.due < high for flight in flights)
-        return {"at": now, "finished": self._finished, "failed": self._failed, "ttft": ttfts, "open": waiting}
+        late = self._late + sum(self._is_late(flight, self._wire.first(key), now) for key, flight in self._flying.items())
+        return {"at": now, "finished": self._finished, "failed": self._failed, "ttft": ttfts, "open": waiting, "late": late}
+
+    def _is_late(self, flight: Flight, first: float | None, now: float) -> bool:
+        """Whether a request of the window has waited too long for its first token, which has not come yet when it is None."""
+        if self._ttft_limit_s is None or self.window is None:
+            return False
+        low, high = self.window
+        return low <= flight.due < high and (now if first is None else first) - flight.due > self._ttft_limit_s
 
     def end(self) -> dict[str, Any]:
         """Cut what is unfinished, close everything and hand over the records."""
@@ -148,6 +159,7 @@ class Level:
         self._finished += 1
         self._errors_in_a_row = 0
         self._ttfts.append((answer.times[0], answer.times[0] - flight.due))
+        self._late += self._is_late(flight, answer.times[0], answer.times[0])
         self._go_on(flight, answer, perf_counter())
 
     def _on_broken(self, key: int, answer: Answer | None, reason: str) -> None:

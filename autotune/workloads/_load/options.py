@@ -134,7 +134,11 @@ def _arrival(value: Any) -> Any:
 
 
 class SloClimb(Frozen):
-    """Find the highest request rate that meets the constraints: double until one breaks or throughput stops, then bisect."""
+    """Find the highest request rate that meets the constraints: double until one breaks or throughput stops, then bisect.
+
+    In a trial of the search, whose study asks for numbers of the whole trial alone, a rate above a good one is left as soon as it
+    has surely broken a percentile of `ttft_ms`, and has no numbers.
+    """
 
     constraints: tuple[str, ...] = Field(min_length=1)
     """`metric <= limit` or `metric >= limit`, e.g. `ttft_ms.p99 <= 500`."""

@@ -58,9 +58,15 @@ class Target:
 
 
 def level_plans(
-    options: HttpOptions, load: Load, target: Target, vocabulary: Mapping[str, Any], seed: int
+    options: HttpOptions,
+    load: Load,
+    target: Target,
+    vocabulary: Mapping[str, Any],
+    seed: int,
+    ttft_limit_s: float | None = None,
 ) -> list[Mapping[str, Any]]:
-    """The plan of one level for each client process; they differ only in `share`."""
+    """The plan of one level for each client process; they differ only in `share`. Requests that wait longer than the limit for
+    their first token are counted while the level runs."""
     host, port = target.address
     shares = client_count(options)
     plan = {
@@ -79,6 +85,7 @@ def level_plans(
         "concurrency": load.concurrency,
         "replay": load.replay,
         "requests": None,
+        "ttft_limit_s": ttft_limit_s,
         "seed": seed,
         "prefix_seed": options.seed,
         "shares": shares,

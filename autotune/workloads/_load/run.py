@@ -13,6 +13,7 @@ from autotune.engines.base import Context
 from autotune.session import Session
 from autotune.trial import CLIENT_LATE, FailureKind, Measurement, Phase, Row, TrialFailed, Value
 from autotune.workloads._load import server_metrics
+from autotune.workloads._load.breach import Breach
 from autotune.workloads._load.climb import Bound, Climb, parse_bound
 from autotune.workloads._load.conduct import Conductor, LevelLog
 from autotune.workloads._load.crew import Crew
@@ -99,9 +100,9 @@ class Run:
         if ahead and rows:
             stop_if_hopeless(self._context, SoFar(rows, tuple(ahead), best, looks=len(self._probed)), self._table())
 
-    def _level(self, crew: Crew, load: Load, bounds: Mapping[str, float]) -> Row:
+    def _level(self, crew: Crew, load: Load, bounds: Mapping[str, float], breach: Breach | None = None) -> Row:
         """Run one level and add its row. Raises TrialFailed when nothing of a level that the study asked for finished."""
-        done, requests = self._measured(crew, load, bounds, len(self._done), self._options.window)
+        done, requests = self._measured(crew, load, bounds, len(self._done), self._options.window, breach)
         self._done.append(done)
         # A probe of the climb may well drown the engine; a level that the study asked for may not.
         if requests and "finished" not in requests and load in self._options.load:
@@ -110,9 +111,10 @@ class Run:
         return done.row
 
     def _measured(
-        self, crew: Crew, load: Load, bounds: Mapping[str, float], number: int, window: Window
+        self, crew: Crew, load: Load, bounds: Mapping[str, float], number: int, window: Window, breach: Breach | None = None
     ) -> tuple[Done, Sequence[str]]:
-        """Run one level and keep its log; also what became of each request that was asked of it."""
+        """Run one level and keep its log; also what became of each request that was asked of it. With `breach` it ends as soon
+        as that is sure."""
 
         def tell(share: float) -> None:
             # The pass of probes comes on top of the steps that are counted.
@@ -120,9 +122,10 @@ class Run:
 
         tell(0.0)
         self._settle(number)
-        plans = level_plans(self._options, load, self._target, self._vocabulary, self._seed(number))
+        limit_s = breach.limit_s if breach else None
+        plans = level_plans(self._options, load, self._target, self._vocabulary, self._seed(number), limit_s)
         watch = server_metrics.Watch(*self._target.address)
-        log = Conductor(crew, self._session, window, watch, tell).run(plans, load.concurrency or 0)
+        log = Conductor(crew, self._session, window, watch, tell).run(plans, load.concurrency or 0, breach)
         write_log(self._context.folder / f"requests-{number}.jsonl", log.records)
         requests = [from_json(record) for record in log.records]
         rules = Rules(self._options.min_finished_share, self._options.ignore_eos, bounds)
@@ -145,7 +148,10 @@ class Run:
         if len(samples) > 1:
             seen = Span(samples[0][0] - log.start, samples[-1][0] - log.start)
             facts["generation_tokens"] = server_metrics.cross_check(samples, tokens_between(requests, seen))
-        return Done(summary.row.model_copy(update={"metrics": metrics}), facts)
+        row = summary.row.model_copy(update={"metrics": metrics})
+        if log.broke is not None and CLIENT_LATE not in (row.invalid or ""):
+            row = Row(level=row.level, metrics={}, invalid=log.broke)
+        return Done(row, facts)
 
     def _device(self, low: float, high: float, tokens: float) -> Mapping[str, float]:
         """What the GPUs did during the window, where the session measures it."""
@@ -161,9 +167,12 @@ class Run:
         good = self._bounds or goodput_bounds(bounds)
         start, window_s = self._context.climb_from or wanted.start, self._options.window.measure_s
         climb = Climb(bounds, start, wanted.max_steps, wanted.precision, window_s)
+        breach = Breach.of(bounds) if self._may_cut() else None
         rows: dict[float, Row] = {}
         while (rate := climb.next_rate()) is not None:
-            rows[rate] = self._level(crew, load.model_copy(update={"request_rate": rate, "slo_climb": None}), good)
+            # What lies below every rate that kept the SLO is measured whole, so that a trial says by how much it broke it.
+            sure = breach if climb.best is not None and rate > climb.best else None
+            rows[rate] = self._level(crew, load.model_copy(update={"request_rate": rate, "slo_climb": None}), good, sure)
             if CLIENT_LATE in (rows[rate].invalid or ""):
                 self._facts["climb_ended"] = rows[rate].invalid
                 break
@@ -177,6 +186,12 @@ class Run:
             self._totals["slo_request_rate"] = climb.best
             if "goodput_per_s" in rows[climb.best].metrics:
                 self._totals["slo_goodput_per_s"] = rows[climb.best].metrics["goodput_per_s"]
+
+    def _may_cut(self) -> bool:
+        """Whether a rate that has surely broken the SLO need not be measured whole: in a trial that may be ended early, whose
+        study looks at no level's own numbers. The requests of a conversation follow from answers, and cannot be counted ahead."""
+        bar = self._context.bar
+        return bar is not None and not bar.reads_levels and self._options.traffic.turns.highest == 1
 
     def _settle(self, number: int) -> None:
         """Wait until the engine has dropped the last level's cut requests, then empty its caches."""

@@ -52,6 +52,11 @@ class Wire:
         self._drop(connection)
         return connection.answer
 
+    def first(self, token: Any) -> float | None:
+        """When the first generated content of a request under way came; None when none has."""
+        answer = self._open[self._fd_of[token]][0].answer
+        return answer.times[0] if answer is not None and answer.times else None
+
     def wait(self, seconds: float) -> bool:
         """Handle what happens within `seconds`, returning after the first batch; True when standard input has something."""
         if seconds > 0:
