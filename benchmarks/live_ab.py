@@ -101,7 +101,7 @@ def table(store: Path, most: int) -> str:
     """The page. Raises AutotuneError, NotFound."""
     arms = {name: results.load(name, store) for name in ARMS}
     comparable(*(found.study for found in arms.values()))
-    rounds = [results.load(name, store) for name in sorted(path.name for path in store.glob(f"{ROUND}*"))]
+    rounds = [results.load(name, store) for name in sorted(path.name for path in store.glob(f"{ROUND}*") if path.is_dir())]
     if not rounds:
         raise NotFound(f"There is no round {ROUND}1 in {store}.")
     told = judged(gathered(arms, rounds, most), rounds[0].directions, ARMS)

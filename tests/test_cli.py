@@ -414,7 +414,7 @@ def test_in_a_log_an_event_is_one_line_and_what_is_left_out_of_it_is_marked(monk
     monkeypatch.setattr(live, "Plain", lambda **kwargs: Plain(file=shown, width=80, no_color=True))
     reporter, record = live.Live("small", ()), failed()
     outcome = record.outcome.model_copy(update={"evidence": ("word " * 60,)})
-    reporter.finished(record.model_copy(update={"outcome": outcome}), None)
+    reporter.finished(record.model_copy(update={"outcome": outcome}), outcome)
     reporter.close()
     (line,) = shown.getvalue().strip().splitlines()
     assert len(line) > 160 and "wo...  [vllm: " in line

@@ -139,7 +139,7 @@ def test_the_climb_finds_the_capacity(tmp_path):
 
 
 def test_a_climb_begins_where_it_is_told(tmp_path):
-    climb = {"constraints": ["ttft_ms.p95 <= 60"], "start": 1, "max_steps": 2}
+    climb = {"constraints": ["ttft_ms.p95 <= 60"], "start": 4, "max_steps": 2}
     workload = HttpWorkload(options(load=[{"slo_climb": climb}], window={**WINDOW, "warm_up_s": 0.3, "measure_s": 0.5}))
     with serving(*FAST) as session:
         told = context(tmp_path).model_copy(update={"climb_from": 30.0})
