@@ -38,7 +38,7 @@ FLOPS_REACHED = 0.6
 ENOUGH = 4
 """Measured trials from which the predictions are held against what came out."""
 EAGER_STEP_S = 0.004
-"""Added to each step without CUDA graphs: the launches of some 300 kernels."""
+"""Added to each step without CUDA graphs, as one of more sequences than were captured is: the launches of some 300 kernels."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,13 @@ class Roofline:
         prefill = 2 * (self.memory.model.parameters or 0) * prompt / (card[1] * FLOPS_REACHED)
         request_s = self.shape.output_tokens * step / batch + prefill
         rate = 1 / request_s
+        calm = min(batch, _graphs(values) or batch)
+        sustained = 1 / (self.shape.output_tokens * self._step(values, calm, card) / calm + prefill)
         gpu = need.budget_gib if need.budget_gib else 0.0
         return {
             "requests_per_s": rate,
             "sps": rate,
+            **dict.fromkeys(("goodput_per_s", "slo_request_rate", "slo_goodput_per_s"), sustained),
             "output_tokens_per_s": rate * self.shape.output_tokens,
             "total_tokens_per_s": rate * (self.shape.input_tokens + self.shape.output_tokens),
             "tpot_ms": 1000 * (step + batch * prefill / max(1.0, self.shape.output_tokens)),
@@ -90,7 +93,16 @@ class Roofline:
         cache = batch * context * model.kv_bytes_per_token(str(values.get("kv_cache_dtype") or "auto"))
         read = (parameters * model.dtype_bytes + cache) / (card[0] * BANDWIDTH_REACHED)
         compute = 2 * parameters * batch / (card[1] * FLOPS_REACHED)
-        return max(read, compute) + (EAGER_STEP_S if values.get("enforce_eager") else 0.0)
+        captured = not values.get("enforce_eager") and batch <= (_graphs(values) or batch)
+        return max(read, compute) + (0.0 if captured else EAGER_STEP_S)
+
+
+def _graphs(values: Mapping[str, Value]) -> float | None:
+    """The largest batch that CUDA graphs were captured for, which is also about as many sequences as keep a bound on TPOT; None
+    where nothing says. On an H200 a climb of llama-3.1-8b to a TPOT p95 of 25 ms ended at 8 requests/s with graphs up to 16
+    sequences, at 24 with 64 and at 41 with 128 (studies/results/h200-ab-ours)."""
+    size = values.get("max_cudagraph_capture_size")
+    return float(size) if isinstance(size, int | float) and size > 0 and not values.get("enforce_eager") else None
 
 
 Predict = Callable[[Configuration], Mapping[str, float]]
@@ -107,18 +119,18 @@ def pick(predict: Predict, objectives: Sequence[Objective], pool: Sequence[Confi
     """Which of a pool is predicted to add most hypervolume to what was begun; None when the predictions cannot say, or were
     contradicted by what was measured.
 
-    So the picks spread along the predicted front, its middle first. Where none adds anything, the one that holds most.
+    So the picks spread along the predicted front, its middle first. Where none adds anything, the one that holds most. An
+    objective that is not predicted may be what the others are traded for: ordered by memory alone, every pick is the smallest.
     """
     told = [predict(configuration) for configuration in pool]
-    known = [objective for objective in objectives if all(_base(objective) in one for one in told if one)]
-    if not known or not any(told):
+    if not any(told) or not all(_base(objective) in one for objective in objectives for one in told if one):
         return None
     seen = [(one, trial.values) for trial in begun if (one := predict(trial.configuration))]
     if _contradicted(objectives, [(one, values) for one, values in seen if values is not None]):
         return None
-    directions = [objective.direction for objective in known]
-    points = [(index, tuple(one[_base(each)] for each in known)) for index, one in enumerate(told) if one]
-    before = [tuple(one[_base(each)] for each in known) for one, _ in seen]
+    directions = [objective.direction for objective in objectives]
+    points = [(index, tuple(one[_base(each)] for each in objectives)) for index, one in enumerate(told) if one]
+    before = [tuple(one[_base(each)] for each in objectives) for one, _ in seen]
     reference = pareto.nadir_reference([*(point for _, point in points), *before], directions)
     best = [points[place] for place in pareto.front([point for _, point in points], directions)]
     covered = [before[place] for place in pareto.front(before, directions)]

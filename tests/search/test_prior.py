@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from autotune import results
 from autotune.engines._recorded.recording import load
-from autotune.score import Objective, Selector
+from autotune.score import Objective, Selector, value_of
 from autotune.search.prior import Begun, Roofline, agreement, pick
 from autotune.trial import Configuration
 from autotune.workloads.base import RequestShape
 
 RECORDING = load("vllm-0.26.0-llama8b")
+RESULTS = Path(__file__).parents[2] / "studies" / "results"
 
 
 def roofline(kind: str, concurrency: float, device: str = "NVIDIA H200") -> Roofline:
@@ -41,6 +45,44 @@ def test_picks_follow_the_objectives():
     assert pick(roofline("chat", 512).predict, [calm], pool, []) == 0
     unknown = Objective(selector=Selector.parse("reward"), direction="maximize")
     assert pick(roofline("chat", 512).predict, [unknown], pool, []) is None
+
+
+def test_nothing_is_picked_where_an_objective_is_not_predicted():
+    """Ordered by memory alone every pick would be the smallest, whatever it serves."""
+    pool = [configuration(gpu_memory_utilization=share) for share in (0.2, 0.5, 0.9)]
+    memory = Objective(selector=Selector.parse("peak_gpu_memory_gib"), direction="minimize")
+    unknown = Objective(selector=Selector.parse("energy_joule_per_token"), direction="minimize")
+    assert pick(roofline("chat", 512).predict, [memory], pool, []) == 0
+    assert pick(roofline("chat", 512).predict, [unknown, memory], pool, []) is None
+
+
+def test_what_an_slo_lets_an_engine_serve_grows_with_its_graphs_and_with_its_cache():
+    predict = roofline("chat", 512).predict
+
+    def sustained(**values):
+        return predict(configuration(**values))["slo_goodput_per_s"]
+
+    shared = {"max_num_seqs": 256, "gpu_memory_utilization": 0.9}
+    by_graphs = [sustained(**shared, max_cudagraph_capture_size=size) for size in (16, 64, 256, 512)]
+    assert by_graphs[0] < by_graphs[1] < by_graphs[2] == by_graphs[3], "a batch is never larger than max_num_seqs"
+    by_cache = [sustained(**{**shared, "gpu_memory_utilization": share}) for share in (0.16, 0.24, 0.9)]
+    assert by_cache[0] < by_cache[1] <= by_cache[2]
+    fast = predict(configuration(**shared, max_cudagraph_capture_size=512))["output_tokens_per_s"]
+    assert predict(configuration(**shared, max_cudagraph_capture_size=64))["output_tokens_per_s"] < fast
+
+
+@pytest.mark.parametrize(
+    ("study", "metric", "least"), [("h200-ab-ours", "slo_goodput_per_s", 0.6), ("h200-chat-8b-vllm", "output_tokens_per_s", 0.7)]
+)
+def test_it_orders_what_studies_measured_on_an_h200(study, metric, least):
+    """Their traffic, 256 to 768 tokens in and 64 to 192 out, is not the recording's."""
+    shape = RequestShape(input_tokens=512, output_tokens=128, concurrency=256)
+    found = Roofline(RECORDING.memory(), "NVIDIA H200", shape, RECORDING.about.defaults)
+    records = [record for record in results.read(RESULTS / study).records if record.measurement is not None]
+    goal = Selector.parse(metric)
+    measured = [value_of(record.measurement, goal) for record in records]
+    predicted = [found.predict(configuration(**record.configuration.values))[metric] for record in records]
+    assert agreement(predicted, measured) > least
 
 
 def test_picks_spread_along_the_predicted_front():
