@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Literal
 
 from autotune import pareto
@@ -17,7 +18,7 @@ from autotune.errors import NothingMeasured
 from autotune.estimates import pooled
 from autotune.history import Note
 from autotune.score import Objective
-from autotune.stats import t_quantile, t_tail
+from autotune.stats import t_tail
 from autotune.study import Finalists
 from autotune.trial import Configuration, Frozen, Origin, TrialJob, TrialRecord
 
@@ -33,20 +34,25 @@ LEAST_P = 1e-6
 class Verdict(Frozen):
     """A finalist against the default in one objective.
 
-    `ratio` is finalist over default; `low` and `high` bound its 95 % interval. `p` is corrected for how many verdicts and looks
-    there are.
+    `ratio` is finalist over default where noise grows with the value; where it does not, as with a reward that may be negative,
+    `difference` is finalist less default. `low` and `high` bound the 95 % interval of the one that is given. `p` is corrected for
+    how many verdicts and looks there are.
     """
 
     trial: int
     objective: str
-    ratio: float
+    ratio: float | None = None
+    difference: float | None = None
     low: float
     high: float
     p: float
     answer: Answer
 
     def __str__(self) -> str:
-        bounds = f"{self.ratio:.3f} times the default, 95 % interval {self.low:.3f} to {self.high:.3f}"
+        if self.ratio is not None:
+            bounds = f"{self.ratio:.3f} times the default, 95 % interval {self.low:.3f} to {self.high:.3f}"
+        else:
+            bounds = f"{self.difference:+.4g} against the default, 95 % interval {self.low:+.4g} to {self.high:+.4g}"
         chance = f"p = {self.p:.2g}" if self.p >= LEAST_P else f"p < {LEAST_P:g}"
         return f"Trial {self.trial}, {self.objective}: {self.answer} ({bounds}, {chance} after correction)."
 
@@ -152,9 +158,9 @@ def planned(notes: Iterable[Note], searched: int | None = None) -> tuple[list[Tr
 def verdicts(analysis: Analysis, jobs: Sequence[TrialJob], looks: int = 1) -> list[Verdict]:
     """What the finished rounds say of the finalists that held; empty until two rounds measured both the default and one.
 
-    The test is Student's t on the difference of means of logarithms with the variance pooled over all entrants (one-way
-    analysis of variance), corrected by Holm's method (1979) for the number of verdicts, and by Bonferroni's for the `looks`: who
-    adds rounds because a verdict was none has another chance of a wrong one.
+    The test is Student's t on the difference of means, of logarithms where noise grows with the value, with the variance pooled
+    over all entrants (one-way analysis of variance), corrected by Holm's method (1979) for the number of verdicts, and by
+    Bonferroni's for the `looks`: who adds rounds because a verdict was none has another chance of a wrong one.
     """
     found: list[Verdict] = []
     by_number = {record.number: record for record in analysis.records}
@@ -174,20 +180,21 @@ def _compared(analysis: Analysis, objective: Objective, records: Sequence[TrialR
     noise = pooled(groups.values())
     baseline = next((record.configuration.digest for record in records if record.origin is Origin.BASELINE), "")
     base = groups.pop(baseline, [])
-    if noise is None or not noise.logarithmic or len(base) < 2:
+    if noise is None or len(base) < 2:
         return []
+    scale, back, name = (math.log, math.exp, "ratio") if noise.logarithmic else (float, float, "difference")
     held = {one.digest: one.trial for one in analysis.feasible}
     result = []
     for digest, values in groups.items():
         if len(values) < 2 or digest not in held:
             continue
         trial = held[digest]
-        difference = _log_mean(values) - _log_mean(base)
+        difference = fmean(map(scale, values)) - fmean(map(scale, base))
         spread = noise.deviation * math.sqrt(1 / len(values) + 1 / len(base))
-        margin = t_quantile(0.975, noise.freedom) * spread
+        margin = noise.margin(len(values), len(base))
         p = t_tail(difference / spread, noise.freedom) if spread > 0 else float(difference == 0)
         better = (difference > 0) == (objective.direction == "maximize")
-        bounds = {"ratio": math.exp(difference), "low": math.exp(difference - margin), "high": math.exp(difference + margin)}
+        bounds = {name: back(difference), "low": back(difference - margin), "high": back(difference + margin)}
         result.append(Verdict(trial=trial, objective=objective.name, **bounds, p=p, answer="better" if better else "worse"))
     return result
 
@@ -261,7 +268,3 @@ def on_winner(analysis: Analysis) -> str | None:
 def remaining(jobs: Sequence[TrialJob], records: Mapping[int, TrialRecord]) -> list[TrialJob]:
     """Jobs of a plan that have no record yet."""
     return [job for job in jobs if job.number not in records]
-
-
-def _log_mean(values: Sequence[float]) -> float:
-    return math.fsum(map(math.log, values)) / len(values)

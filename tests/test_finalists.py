@@ -66,7 +66,25 @@ def test_a_round_that_only_the_client_spoilt_is_left_out(study):
 
 def test_a_zero_is_not_dropped_to_make_the_rest_look_better(study):
     _, said = study({"tokens": 150.0}, {"tokens": 151.0}, {"tokens": 0.0})
-    assert [one for one in said if one.objective == "output_tokens_per_s"] == []
+    (one,) = [one for one in said if one.objective == "output_tokens_per_s"]
+    assert one.answer == "not distinguishable" and one.ratio is None
+    assert one.difference == pytest.approx((150.0 + 151.0 + 0.0) / 3 - 101.0)
+
+
+@pytest.mark.parametrize(("reached", "answer"), [(-30.0, "better"), (-98.0, "not distinguishable"), (-300.0, "worse")])
+def test_values_below_zero_are_told_apart_by_their_difference(small_study, make_record, reached, answer):
+    """As rewards are: a ratio of two of them says nothing. The default's lie between -101 and -99."""
+    default, other = make_record(0), make_record(1)
+    found = [run(default, 0, Origin.DEFAULT, -100.0), run(other, 1, Origin.SEARCH, reached + 1)]
+    for turn in range(3):
+        found += [run(default, 2 + 2 * turn, Origin.BASELINE, -101.0 + turn)]
+        found += [run(other, 3 + 2 * turn, Origin.FINALIST, reached - 1 + turn)]
+    jobs = [TrialJob(number=one.number, configuration=one.configuration, origin=one.origin) for one in found[2:]]
+    said = verdicts(results.StudyResults(small_study, tuple(found)), jobs)
+    (one,) = [one for one in said if one.objective == "output_tokens_per_s"]
+    assert (one.answer, one.ratio, one.difference) == (answer, None, pytest.approx(reached + 100.0))
+    assert one.low < one.difference < one.high
+    assert f"{reached + 100:+.4g} against the default, 95 % interval" in str(one)
 
 
 def searched(small_study, make_record, *values):

@@ -68,7 +68,7 @@ def claims(task: Task, seed: int, noise: float, trials: int, repeats: int) -> li
     assert default is not None
     measured_default = whole.value(records[0], objective) or np.nan
     for verdict in finalists.verdicts(whole, jobs):
-        if verdict.objective != objective.name:
+        if verdict.objective != objective.name or verdict.ratio is None:
             continue
         record = next(record for record in records if record.number == verdict.trial)
         truth = task.truth(record.configuration)
