@@ -97,7 +97,8 @@ def run(
 
     made = plan.confirm(plan.read(study, store))
     goals = tuple(objective.name for objective in made.study.objectives)
-    reporter: live.Reporter = live.Silent() if as_json else live.Live(made.study.name, goals)
+    bounds = tuple(constraint.name for constraint in made.study.constraints)
+    reporter: live.Reporter = live.Silent() if as_json else live.Live(made.study.name, goals, bounds)
     finished = run.run(made, fresh=fresh, cold=cold, reporter=reporter)
     if as_json:
         write_json(view.finished_json(finished))

@@ -68,9 +68,9 @@ class Silent:
 class Live:
     """A bar per study and per running trial on a terminal; a line per event elsewhere."""
 
-    def __init__(self, name: str, objectives: tuple[str, ...]) -> None:
+    def __init__(self, name: str, objectives: tuple[str, ...], constraints: tuple[str, ...] = ()) -> None:
         self.console = Plain(highlight=False)
-        self.name, self.objectives = name, objectives
+        self.name, self.objectives, self.constraints = name, objectives, constraints
         self.total, self.done, self.finals, self.at_once = 0, 0, 0, 1
         self.spent: list[float] = []
         """Wall seconds of each trial that ended."""
@@ -125,7 +125,9 @@ class Live:
             evidence = f": {said[-1][: _SAID - 3]}..." if said and len(said[-1]) > _SAID else f": {said[-1]}" if said else ""
             return f"{judged.kind} during {judged.phase}{evidence}"
         values = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.objectives, judged.values, strict=True))
-        return values + ("" if judged.feasible else " (breaks a constraint)") + (" (reused)" if record.reused_from else "")
+        pairs = zip(self.constraints, judged.violations, strict=True)
+        broken = " and ".join(f"{name} by {by:.1%}" for name, by in pairs if by > 0)
+        return values + (f" (breaks {broken})" if broken else "") + (" (reused)" if record.reused_from else "")
 
     def _study_bar(self) -> None:
         self.bars.update(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from autotune import goal_checks
@@ -16,6 +17,7 @@ def on(plan: Plan, at_once: int) -> Iterator[str]:
     """Sentences on a plan that will run; `at_once` trials of it side by side."""
     yield from _backwards(plan)
     yield from _drowned(plan)
+    yield from _thin(plan)
     yield from _fewer_at_once(plan, at_once)
     named = (*plan.defaults(), *plan.first)
     yield from goal_checks.Goals(plan.study, plan.space, plan.engines, plan.resolved, named).notes()
@@ -61,6 +63,25 @@ def _drowned(plan: Plan) -> Iterator[str]:
             yield (
                 f"{name}: this is taken over every rate that the climb tries, those that break its bounds among them; "
                 "slo_request_rate and slo_goodput_per_s are what the climb finds."
+            )
+
+
+def _thin(plan: Plan) -> Iterator[str]:
+    """Percentiles of so few requests that a single one decides them."""
+    goals = [(one.name, one.selector) for one in plan.study.objectives]
+    goals += [(one.name, one.selector) for one in plan.study.constraints]
+    for name, selector in goals:
+        statistic = selector.metric.partition(".")[2]
+        if not statistic.startswith("p"):
+            continue
+        share = 1 - float(statistic[1:]) / 100
+        levels = [{selector.key: selector.value}] if selector.key is not None else plan.workload.levels()
+        known = [count for level in levels if (count := plan.workload.requests(level)) is not None]
+        if known and (fewest := min(known)) * share < 1:
+            longer = math.ceil(10 / share / fewest) / 10
+            yield (
+                f"{name}: this rests on about {fewest:.0f} requests, so it is the slowest one of them. Make the window {longer:g} "
+                "times as long (workload.window.measure_s), or take a lower percentile."
             )
 
 

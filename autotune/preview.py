@@ -55,6 +55,8 @@ class Expected(Frozen):
     workload_seconds: float
     minutes: float | None
     limit_gpu_minutes: float | None
+    affordable: int | None
+    """How many trials of that length these minutes buy, where they end the search before its last trial."""
 
 
 class Preview(Frozen):
@@ -173,7 +175,8 @@ def _expected(plan: Plan) -> Expected:
     overhead = statistics.median(measured) if measured else None
     finals, at_once = plan.study.finalists.trials, _at_once(plan)
     trials = plan.study.search_trials + finals
-    per_trial = None if overhead is None else overhead + workload
+    per_trial, limit = None if overhead is None else overhead + workload, plan.study.budget.gpu_minutes
+    bought = None if per_trial is None or limit is None else int(60 * limit / per_trial / max(1, _need(plan)))
     return Expected(
         trials=trials,
         finals=finals,
@@ -181,8 +184,14 @@ def _expected(plan: Plan) -> Expected:
         seconds_per_trial=per_trial,
         workload_seconds=workload,
         minutes=None if per_trial is None else trials * per_trial / 60 / at_once,
-        limit_gpu_minutes=plan.study.budget.gpu_minutes,
+        limit_gpu_minutes=limit,
+        affordable=bought if bought is not None and bought < plan.study.search_trials else None,
     )
+
+
+def _need(plan: Plan) -> int:
+    """GPUs that a trial of the hungriest default takes."""
+    return max(engine.gpus_needed(Configuration(engine=kind)) for kind, engine in plan.engines.items())
 
 
 def _at_once(plan: Plan) -> int:
@@ -192,8 +201,7 @@ def _at_once(plan: Plan) -> int:
         return 1
     if plan.executor != "local":
         return asked if isinstance(asked, int) else 1
-    need = max(engine.gpus_needed(Configuration(engine=kind)) for kind, engine in plan.engines.items())
-    return max(1, side_by_side(need, len(gpu.devices()) or None, asked))
+    return max(1, side_by_side(_need(plan), len(gpu.devices()) or None, asked))
 
 
 def _history(store: Path, engine: Engine) -> Iterator[float]:

@@ -76,6 +76,7 @@ def print_preview(shown: Preview) -> None:
 def _print_expected(shown: Preview) -> None:
     expected = shown.expected
     limit = f", stopped at {expected.limit_gpu_minutes:g} GPU-minutes" if expected.limit_gpu_minutes else ""
+    limit += f", which buy about {expected.affordable} trials of the search" if expected.affordable is not None else ""
     if expected.minutes is None:
         cost = f"each measuring up to {expected.workload_seconds:.0f} s plus the engine's start, which the first trial will tell"
     else:

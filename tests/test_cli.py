@@ -19,8 +19,9 @@ from autotune import cli, doctor, engines, live, process, results, source, start
 from autotune.doctor import Finding
 from autotune.engines.base import Identity
 from autotune.errors import AutotuneError, MachineUnusable, MissingPrerequisite, NothingMeasured, StoreUnwritable, StudyBusy
+from autotune.score import Score
 from autotune.terminal import Plain, clean
-from autotune.trial import Configuration, Failed, FailureKind, Origin, Phase, TrialJob, TrialRecord
+from autotune.trial import Configuration, Failed, FailureKind, Measured, Measurement, Origin, Phase, TrialJob, TrialRecord
 
 COMMANDS = ("run", "check", "show", "list", "export", "ui", "init", "doctor")
 STUDY = """\
@@ -259,6 +260,22 @@ def test_a_goal_over_every_rate_of_a_climb_is_noted(tmp_path):
     assert "Note: output_tokens_per_s: this is taken over every rate that the climb tries" in noted
 
 
+def test_a_percentile_of_a_few_requests_is_noted(tmp_path):
+    path = tmp_path / "s.yaml"
+    text = (Path(__file__).parents[1] / "studies" / "quickstart.yaml").read_text()
+    assert "ttft_ms.p90 @ request_rate=4" in text and "measure_s: 7" in text
+
+    def notes(text):
+        path.write_text(text)
+        return " ".join(answer("check", path, "--offline", "--store", tmp_path / "store")[1].split())
+
+    assert "it is the slowest one of them" not in notes(text)
+    few = text.replace("ttft_ms.p90 @", "ttft_ms.p99 @")
+    assert "Note: ttft_ms.p99 @ request_rate=4: this rests on about 28 requests" in notes(few)
+    assert "Make the window 3.6 times as long" in notes(few)
+    assert "it is the slowest one of them" not in notes(few.replace("measure_s: 7", "measure_s: 25.5"))
+
+
 def test_ui_says_that_a_port_is_in_use(kept):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -431,6 +448,16 @@ def test_ctrl_c_outside_a_trial_is_answered_too(monkeypatch, capsys):
         cli.main()
     assert ended.value.code == 130
     assert "Interrupted; run it again to continue." in capsys.readouterr().err
+
+
+def test_a_line_names_the_constraint_that_a_trial_breaks(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(live, "Plain", lambda **kwargs: Plain(file=shown, width=300, no_color=True))
+    reporter = live.Live("small", ("output_tokens_per_s",), ("ttft_ms.p99 <= 500", "tpot_ms.p95 <= 50"))
+    record = failed().model_copy(update={"outcome": Measured(measurement=Measurement(rows=()))})
+    reporter.finished(record, Score(values=(100.0,), violations=(0.25, -0.5)))
+    reporter.close()
+    assert "output_tokens_per_s 100 (breaks ttft_ms.p99 <= 500 by 25.0%)" in shown.getvalue()
 
 
 def test_the_time_left_follows_what_trials_took():

@@ -96,6 +96,23 @@ def test_no_more_trials_are_expected_than_the_gpu_minutes_buy(tmp_path):
     assert spent >= 8 and reporter.told[-1][1] == 0
 
 
+def test_a_check_tells_how_many_trials_the_gpu_minutes_buy(tmp_path):
+    """Known once trials of the engine were measured in the store: a start cannot be guessed."""
+
+    def expected(budget):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"
+        path.write_text(STUDY.replace("name: replay", f"name: replay-{path.stem}").replace("{trials: 8}", budget))
+        plan = plans.confirm(plans.read(path, tmp_path / "store"))
+        return plan, preview(plan).expected
+
+    plan, first = expected("{trials: 3}")
+    assert first.seconds_per_trial is None and first.affordable is None
+    run.run(plan, reporter=Silent())
+    _, later = expected("{trials: 200, gpu_minutes: 30}")
+    assert later.affordable == int(1800 / later.seconds_per_trial) < 200
+    assert expected("{trials: 2, gpu_minutes: 30}")[1].affordable is None, "the trials end it first"
+
+
 def test_more_repeats_asked_for_later_add_rounds_of_the_same_entrants_with_arrivals_of_their_own(tmp_path):
     path = tmp_path / "study.yaml"
     text = STUDY.replace("{count: 0}", "{count: 1, repeats: 2}")

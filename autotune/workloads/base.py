@@ -95,6 +95,10 @@ class Workload(ABC):
         """The mean request, for predictions before the first trial; None where it is not known."""
         return None
 
+    def requests(self, level: Mapping[str, Scalar]) -> float | None:
+        """How many requests one load level's numbers will rest on, on average; None where it is not known before the run."""
+        return None
+
     def cautions(self, roles: Mapping[str, str]) -> tuple[str, ...]:
         """What a study's owner should know before its run; `roles` maps each tuned parameter to what it moves."""
         return ()

@@ -92,6 +92,11 @@ class HttpWorkload(Workload):
         together = max((load.concurrency or 0 for load in self._options.load), default=0)
         return RequestShape(**known, concurrency=together) if together else RequestShape(**known)
 
+    def requests(self, level: Mapping[str, Scalar]) -> float | None:
+        """A closed loop's follow from how fast it is answered."""
+        rate = level.get("request_rate")
+        return rate * self._options.window.measure_s if isinstance(rate, int | float) else None
+
     def run(self, session: Session, context: Context, progress: Progress) -> Measurement:
         for fault in self.check():
             raise TrialFailed(FailureKind.MACHINE_FAULT, Phase.WARM_UP, str(fault))
