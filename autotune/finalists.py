@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from autotune import pareto
-from autotune.analysis import Analysis, Candidate
+from autotune.analysis import Analysis
+from autotune.candidate import Candidate
 from autotune.errors import NothingMeasured
 from autotune.estimates import pooled
 from autotune.history import Note
