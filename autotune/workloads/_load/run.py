@@ -167,7 +167,7 @@ class Run:
         good = self._bounds or goodput_bounds(bounds)
         start, window_s = self._context.climb_from or wanted.start, self._options.window.measure_s
         climb = Climb(bounds, start, wanted.max_steps, wanted.precision, window_s)
-        breach = Breach.of(bounds) if self._may_cut() else None
+        breach = Breach.of(bounds, self._options.min_finished_share) if self._may_cut() else None
         rows: dict[float, Row] = {}
         while (rate := climb.next_rate()) is not None:
             # What lies below every rate that kept the SLO is measured whole, so that a trial says by how much it broke it.
