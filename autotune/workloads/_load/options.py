@@ -125,6 +125,12 @@ class Arrival(Frozen):
     burstiness: PositiveFloat | None = None
     """None is constant spacing."""
 
+    @property
+    def dispersion(self) -> float:
+        """Variance over mean of the count in a long window: the squared coefficient of variation of the gaps (Cox, Renewal
+        Theory, 1962)."""
+        return 0.0 if self.burstiness is None else 1 / self.burstiness
+
 
 def _arrival(value: Any) -> Any:
     named = {"poisson": {"burstiness": 1.0}, "constant": {"burstiness": None}}

@@ -168,7 +168,9 @@ class Run:
         bounds = [parse_bound(text) for text in wanted.constraints]
         good = self._bounds or goodput_bounds(bounds)
         start, window_s = self._context.climb_from or wanted.start, self._options.window.measure_s
-        climb = Climb(bounds, start, wanted.max_steps, wanted.precision, window_s)
+        # The turns of a conversation come together.
+        dispersion = max(1.0, load.arrival.dispersion) * self._options.traffic.turns.highest
+        climb = Climb(bounds, start, wanted.max_steps, wanted.precision, window_s, dispersion)
         breach = Breach.of(bounds, self._options.min_finished_share) if self._may_cut() else None
         rows: dict[float, Row] = {}
         while (rate := climb.next_rate()) is not None:
