@@ -236,7 +236,7 @@ class HttpOptions(WorkloadOptions):
         return self
 
     def _some_request(self, index: int, load: Load) -> None:
-        """Raise WrongValue for a level whose window would more likely than not see no request: no trial could be scored."""
+        """Raise WrongValue for a level whose window sees fewer than one request on average: many a trial could not be scored."""
         climb, seconds = load.slo_climb, self.window.measure_s
         rate = load.request_rate if climb is None else climb.start
         if rate is None or rate * seconds >= 1:
