@@ -240,12 +240,13 @@ class Agenda:
         return bool(every) and self._searched() // every > measured + running
 
     def _known(self, job: TrialJob) -> TrialRecord | None:
-        """The record of an equal trial of an earlier study, when the study allows its reuse."""
+        """The record of an equal trial of an earlier study, when the study allows its reuse. One that lacks a number which only
+        this study needs is none: a climb has no numbers of the rates that it left."""
         key = (
             self.key(job.configuration) if self.plan.study.reuse and job.origin not in (Origin.BASELINE, Origin.FINALIST) else None
         )
         found = cache.find(self.plan.store, key, skip=self.plan.study.name) if key else None
-        if found is None:
+        if found is None or self.score(found) is None:
             return None
         return found.model_copy(update=job.model_dump(include={"number", "origin", "point", "attempt"}) | {"folder": None})
 

@@ -25,8 +25,6 @@ from autotune.study import Study
 from autotune.trial import Configuration, Failed, Origin, TrialRecord
 from autotune.validation import sentence
 
-__all__ = ["Analysis", "Candidate", "Volume", "short"]
-
 
 @dataclass(frozen=True)
 class Volume:

@@ -37,8 +37,6 @@ from autotune.trial import (
 )
 from autotune.workloads.base import Progress, Workload
 
-__all__ = ["TrialJob", "evaluate"]
-
 _OF_WINDOWS = frozenset(metric.name for metric in metrics.TABLE if metric.scope == "row")
 """Over an engine's whole life these would be diluted by its start."""
 

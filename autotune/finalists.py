@@ -13,7 +13,8 @@ from statistics import fmean
 from typing import Literal
 
 from autotune import pareto
-from autotune.analysis import Analysis, Candidate
+from autotune.analysis import Analysis
+from autotune.candidate import Candidate
 from autotune.errors import NothingMeasured
 from autotune.estimates import pooled
 from autotune.history import Note

@@ -9,7 +9,8 @@ from autotune import goal_checks
 from autotune.metrics import lookup
 from autotune.plan import Plan
 from autotune.quality import Watched
-from autotune.space import EngineSpace, StudyRule
+from autotune.rules import StudyRule
+from autotune.space import EngineSpace
 from autotune.trial import Configuration
 
 

@@ -10,8 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 from autotune import conditions, validation
 from autotune.errors import InvalidInput, Mistake, nearest
 from autotune.parameters import AnyParameter, Parameter, TupleParameter
+from autotune.rules import Rule, StudyRule
 from autotune.source import Place, Source
-from autotune.space import EngineSpace, Rule, SpaceFile, StudyRule
+from autotune.space import EngineSpace, SpaceFile
 from autotune.study import SpaceSection, Study
 from autotune.trial import Value
 

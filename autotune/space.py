@@ -25,8 +25,6 @@ Point = dict[str, Scalar]
 
 Choose = Callable[[str, Distribution], Scalar]
 
-__all__ = ["Choose", "EngineSpace", "Point", "Rule", "Space", "SpaceFile", "StudyRule"]
-
 
 class SpaceFile(Frozen):
     """The content of a file in `search_spaces/`."""

@@ -6,8 +6,9 @@ The process in which a trial will run holds the interpreter that the trial will 
         ...
         standby.start(argv, tag=...)                what `process.start` does, in that interpreter if it fits
 
-`engines/_ahead/waiting.py` is what runs in it, and judges whether the launch may go on there. If it may not, the same process
-starts the launch from its beginning; if it is gone, another one is started. Either way the launch is the same.
+`engines/_ahead/waiting.py` is what runs in it, and `imported.py` beside it judges whether the launch may go on there. If it may
+not, the same process starts the launch from its beginning; if it is gone, another one is started. Either way the launch is the
+same.
 """
 
 from __future__ import annotations

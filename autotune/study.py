@@ -70,7 +70,8 @@ class Search(Frozen):
     baseline_every: int = Field(default=10, ge=0)
     """The default is measured again after every so many trials, as the drift gauge; 0 never."""
     early_exit: bool = True
-    """Whether a trial is ended between load levels once it cannot reach the front any more, or breaks a constraint."""
+    """Whether a trial is ended between load levels once it cannot reach the front any more, or breaks a constraint, and its climb
+    leaves a rate once that has surely broken its SLO."""
     probe_s: float | None = Field(default=None, gt=0)
     """Seconds of a first pass over all load levels of a launch, after which a hopeless trial is ended; None leaves it out.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autotune import finalists, policy
@@ -172,3 +174,21 @@ def test_a_trial_that_is_tried_again_is_not_proposed_beside_itself(tmp_path, res
         again = [found.next() for _ in range(4)]
         assert begun[1].configuration in [job.configuration for job in again]
         assert len({job.configuration.digest for job in again}) == 4
+
+
+@pytest.mark.parametrize("metric", ["output_tokens_per_s", "requests_per_s"])
+def test_an_equal_trial_is_taken_over_only_where_it_has_the_numbers_of_this_study(plan, ledger, metric):
+    """Another study looks at other numbers: a climb that left a rate for its sake has none of that rate."""
+    plan = replace(plan, study=plan.study.model_copy(update={"reuse": True}))
+    found = agenda(plan, ledger)
+    job = TrialJob(number=4, configuration=Configuration(engine="recorded"), origin=Origin.SEARCH)
+    measurement = Measurement(rows=(Row(level={"concurrency": 8}, metrics={metric: 1.0}),))
+    with Ledger(plan.store / "earlier", STUDY, "earlier") as earlier:
+        earlier.begin(job)
+        earlier.record(job.ended(Measured(measurement=measurement)), found.key(job.configuration))
+    found.waiting.appendleft(job)
+    known = found.next()
+    if metric == "output_tokens_per_s":
+        assert isinstance(known, TrialRecord) and known.reused_from == "earlier/4"
+    else:
+        assert isinstance(known, TrialJob)

@@ -24,8 +24,6 @@ from autotune.secrets import is_secret_name
 from autotune.standby import Ahead, Spawned
 from autotune.trial import Configuration, Value
 
-__all__ = ["SglangEngine", "cpu_support", "engine"]
-
 PROBE = Path(__file__).with_name("_sglang_probe.py")
 _PROBE_TIMEOUT_S = 300.0
 _SERVER = ("-m", "sglang.launch_server")

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from autotune.trial import FailureKind, Phase, TrialFailed
+from autotune.workloads._load.breach import Breach
+from autotune.workloads._load.climb import parse_bound
 from autotune.workloads._load.conduct import Conductor
 from autotune.workloads._load.options import Window
 from autotune.workloads._load.warm_up import WarmUp
@@ -65,3 +67,26 @@ def test_an_open_loop_is_warm_only_when_answers_end_as_often_as_they_begin():
         warm.add([(at + 0.05, 0.05) for at in due if before < at + 5.0 <= now], now)
         flat_at = now if warm.flat and flat_at is None else flat_at
     assert flat_at is not None and 110.0 <= flat_at < 111.0
+
+
+@pytest.mark.parametrize("open_still", [0, 1])
+def test_a_level_is_left_for_what_is_still_to_come_only(open_still):
+    """Where the report that shows the limit broken shows all answered too, the whole was measured and has its numbers."""
+    breach, plan = Breach.of([parse_bound("ttft_ms.p50 <= 10")]), {"request_rate": 100.0, "burstiness": None, "seed": 0}
+
+    class Late(Crew):
+        high = 0.0
+
+        def order(self, orders):
+            if isinstance(orders, dict) and orders["do"] == "window":
+                self.high = orders["to"]
+
+        def poll(self, seconds):
+            ((worker, message),) = super().poll(seconds)
+            over = message["at"] >= self.high
+            return [(worker, {**message, "late": 20 * over, "open": open_still if over else 9})]
+
+    watch, window = SimpleNamespace(take=lambda: None), Window(warm_up_s=0, measure_s=0.05, deadline_s=1)
+    log = Conductor(Late(), Session(fatal=0), window, watch, lambda share: None).run([plan], 0, breach)
+    assert (log.broke is not None) is bool(open_still)
+    assert log.span.seconds == pytest.approx(0.05)

@@ -234,7 +234,7 @@ def test_a_rate_that_has_surely_broken_the_slo_is_not_measured_to_its_end(tmp_pa
     assert cut and min(cut) > found.totals["slo_request_rate"]
     for rate, row in cut.items():
         assert not row.metrics, "what was cut has no numbers"
-        said = r"It broke ttft_ms.p95 <= 60 for sure \d\.\d s into its window: \d+ of the window's \d+ requests had waited"
+        said = r"It broke ttft_ms.p95 <= 60 for sure \d\.\d s after its window began: \d+ of the window's \d+ requests had waited"
         assert re.match(said, row.invalid)
         (fact,) = [one for one in found.facts["levels"] if one["level"] == {"request_rate": rate}]
         assert fact["window_s"] <= 2.0

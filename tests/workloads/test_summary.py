@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from autotune import metrics
 from autotune.workloads._load.requests import Request, read_log, write_log
-from autotune.workloads._load.summary import ClientHealth, Rules, Span, summarise, tokens_between
+from autotune.workloads._load.span import Span
+from autotune.workloads._load.summary import ClientHealth, Rules, left, summarise, tokens_between
 from autotune.workloads.http import HttpOptions, HttpWorkload
 
 SPAN = Span(1.0, 5.0)
@@ -228,3 +229,23 @@ def test_log_round_trip(tmp_path):
     (read,) = read_log(tmp_path / "deep" / "log.jsonl")
     assert read.ttft_ms == pytest.approx(100)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["log.jsonl"]
+
+
+WHY = "It broke ttft_ms.p99 <= 200 for sure."
+
+
+def test_a_level_that_was_left_has_no_numbers_and_no_share_of_what_was_cut_with_it():
+    asked = [request(0), *(request(number, due=2.5, status="cut", times=()) for number in range(1, 9))]
+    found = left(asked, SPAN, LEVEL, health(9), WHY, 200.0)
+    assert found.row.metrics == {} and found.row.invalid == WHY
+    assert found.facts["requests_in_window"] == 9
+    assert not {"finished_share", "steady", "half_rates"} & found.facts.keys()
+
+
+def test_what_a_left_level_waited_longer_than_says_how_late_its_client_may_be():
+    """Its median is unknown, for only the fast ones had answered: a client 8 ms late hid nothing of 200."""
+    asked = [request(number, status="cut", times=(), sent=2.008) for number in range(9)]
+    assert left(asked, SPAN, LEVEL, health(9), WHY, 200.0).row.invalid == WHY
+    late = left(asked, SPAN, LEVEL, health(9), WHY, 100.0).row
+    assert late.invalid == "The client was the bottleneck: it was 8.0 ms late (99th percentile; 5.0 ms is allowed)."
+    assert late.metrics == {}

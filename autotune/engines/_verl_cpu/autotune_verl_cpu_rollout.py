@@ -20,7 +20,6 @@ from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
 GATHER_S = 0.02
 """How long the first request of a batch waits for others: a trainer sends a step's requests within milliseconds."""
-ANY_TOKEN = 0
 
 
 @dataclass(eq=False)

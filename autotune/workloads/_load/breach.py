@@ -23,14 +23,16 @@ class Breach:
 
     bound: Bound
     percentile: float
+    finished_share: float = 1.0
+    """Share of its requests that a level needs to finish: one that does not has no latency, however long it waited."""
 
     @classmethod
-    def of(cls, bounds: Iterable[Bound]) -> Self | None:
+    def of(cls, bounds: Iterable[Bound], finished_share: float = 1.0) -> Self | None:
         """The first of the bounds that can be broken for sure while requests still come; None when there is none."""
         for bound in bounds:
             name, _, statistic = bound.metric.partition(".")
             if name == "ttft_ms" and bound.operator == "<=" and statistic.startswith("p"):
-                return cls(bound, float(statistic[1:]))
+                return cls(bound, float(statistic[1:]), finished_share)
         return None
 
     @property
@@ -39,8 +41,10 @@ class Breach:
         return self.bound.limit / 1000
 
     def room(self, requests: int) -> int:
-        """How many of so many requests may wait longer while the percentile, linearly interpolated, can still keep its limit."""
-        return requests - 1 - math.floor((requests - 1) * self.percentile / 100)
+        """How many of so many requests may wait longer while the percentile, linearly interpolated, can still keep its limit:
+        those above it, and as many as may yet be left out of it."""
+        finished = math.ceil(self.finished_share * requests)
+        return requests - 1 - math.floor(self.percentile / 100 * (finished - 1))
 
 
 @dataclass(slots=True)
@@ -59,10 +63,10 @@ class Lateness:
         return self.requests > 0 and sum(self.late.values()) > self.breach.room(self.requests)
 
     def says(self, seconds: float) -> str:
-        """Why the level is over, so many seconds into its window."""
+        """Why the level is over, so many seconds after its window began."""
         bound, late = self.breach.bound, sum(self.late.values())
         return (
-            f"It broke {bound.metric} <= {bound.limit:g} for sure {seconds:.1f} s into its window: {late} of the window's "
+            f"It broke {bound.metric} <= {bound.limit:g} for sure {seconds:.1f} s after its window began: {late} of the window's "
             f"{self.requests} requests had waited longer, and {self.breach.room(self.requests)} may."
         )
 

@@ -19,7 +19,7 @@ from autotune.trial import Row
 LEAST_GAIN = 0.05
 """Throughput that grows by less than this share while the rate doubles has stopped growing."""
 SIGMAS = 3.0
-"""By how many standard deviations of a Poisson count fewer requests must finish than were due before the engine is the reason."""
+"""By how many standard deviations of what chance brings fewer requests must finish than are due for the engine to be why."""
 BROKEN = 1.0
 """The excess of a probe that could not be measured, such as one whose requests did not finish: twice the limit."""
 _BOUND = re.compile(r"^\s*([\w.]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*$")
@@ -71,6 +71,8 @@ class Climb:
     precision: float
     window_s: float = math.inf
     """Seconds in which a probe's requests are counted: at a low rate chance alone may bring as few as at half of it."""
+    dispersion: float = 1.0
+    """Variance of that count over its mean: 1 for Poisson arrivals, more for burstier ones."""
     probes: list[tuple[float, float, float]] = field(default_factory=list)
     """Rate, excess, and finished requests per second of each probe, in order."""
 
@@ -133,5 +135,5 @@ class Climb:
         if len(ordered) < 2:
             return False
         rate, _, finished = ordered[-1]
-        lacking = rate - finished > SIGMAS * math.sqrt(rate / self.window_s)
+        lacking = rate - finished > SIGMAS * math.sqrt(self.dispersion * rate / self.window_s)
         return lacking and finished < ordered[-2][2] * (1 + LEAST_GAIN)

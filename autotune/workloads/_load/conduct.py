@@ -13,7 +13,8 @@ from autotune.workloads._load.breach import Breach, Lateness, arriving
 from autotune.workloads._load.crew import Crew, Message
 from autotune.workloads._load.options import Window
 from autotune.workloads._load.server_metrics import Watch
-from autotune.workloads._load.summary import ClientHealth, Span
+from autotune.workloads._load.span import Span
+from autotune.workloads._load.summary import ClientHealth
 from autotune.workloads._load.warm_up import WarmUp
 
 CHECK_S = 1.0
@@ -36,7 +37,7 @@ class LevelLog:
     warm: bool
     """Whether the time to first token was flat when the window began."""
     broke: str | None = None
-    """Why the level ended before its window did, which `span` then holds only a part of."""
+    """Why the level was left before all that its window asked was over; `span` may then hold only a part of the window."""
 
 
 class Conductor:
@@ -69,20 +70,20 @@ class Conductor:
         self._turn_until(high, start)
         self._look()
         self._watching = False
-        self._drain(high, start)
-        end = min(high, perf_counter())
+        left = self._drain(high, start)
+        ended = perf_counter()
         # An engine that has died under the load is no measurement, even if its last answer came in time.
         self._session.check_alive()
         self._crew.order({"do": "end"})
         ends = self._crew.collect("requests")
         return LevelLog(
             records=[record for end in ends for record in end["requests"]],
-            span=Span(low - start, end - start),
+            span=Span(low - start, min(high, ended) - start),
             client=health_of(ends),
             start=start,
             watch=self._watch,
             warm=warm,
-            broke=self._lateness.says(end - low) if self._lateness and self._lateness.fatal else None,
+            broke=self._lateness.says(ended - low) if left and self._lateness else None,
         )
 
     def _warm_up(self, start: float, warm_up: WarmUp) -> bool:
@@ -99,17 +100,25 @@ class Conductor:
         return warm_up.flat
 
     def _turn_until(self, moment: float, start: float) -> None:
-        while (left := moment - perf_counter()) > 0 and not (self._lateness and self._lateness.fatal):
+        while (left := moment - perf_counter()) > 0 and not self._hopeless:
             self._turn(start, min(left, 0.2))
 
-    def _drain(self, high: float, start: float) -> None:
-        """Keep the load up until all that arrived before the window's end has finished or met its deadline."""
+    @property
+    def _hopeless(self) -> bool:
+        return self._lateness is not None and self._lateness.fatal
+
+    def _drain(self, high: float, start: float) -> bool:
+        """Keep the load up until all that arrived before the window's end has finished or met its deadline. Returns whether it
+        was left before that, as the level has surely broken its SLO."""
         until = high + self._window.deadline_s + GRACE_S
-        while perf_counter() < until and not (self._lateness and self._lateness.fatal):
-            self._turn(start)
+        while perf_counter() < until:
             told = [left for at, left in self._open.values() if at >= high]
             if len(told) == self._crew.clients and not any(told):
-                return
+                return False
+            if self._hopeless:
+                return True
+            self._turn(start)
+        return self._hopeless
 
     def _turn(self, start: float, seconds: float = 0.2) -> list[Message]:
         """Hear the clients, look at the engine when it is time, say how far things are."""

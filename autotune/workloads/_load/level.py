@@ -39,7 +39,7 @@ class Flight:
 
 
 class Level:
-    """See `crew.level_plan` for the plan's fields."""
+    """See `plans.level_plans` for the plan's fields."""
 
     def __init__(self, plan: Mapping[str, Any], source: Source, start: float) -> None:
         self.window: tuple[float, float] | None = None
@@ -92,8 +92,13 @@ class Level:
             _, high = self.window
             flights = [*self._flying.values(), *(flight for _, _, flight in self._due)]
             waiting = int(now < high) + sum(flight.due < high for flight in flights)
-        late = self._late + sum(self._is_late(flight, self._wire.first(key), now) for key, flight in self._flying.items())
+        late = self._late + self._late_under_way(now)
         return {"at": now, "finished": self._finished, "failed": self._failed, "ttft": ttfts, "open": waiting, "late": late}
+
+    def _late_under_way(self, now: float) -> int:
+        if self._ttft_limit_s is None:
+            return 0
+        return sum(self._is_late(flight, self._wire.first(key), now) for key, flight in self._flying.items())
 
     def _is_late(self, flight: Flight, first: float | None, now: float) -> bool:
         """Whether a request of the window has waited too long for its first token, which has not come yet when it is None."""

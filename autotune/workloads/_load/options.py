@@ -125,6 +125,12 @@ class Arrival(Frozen):
     burstiness: PositiveFloat | None = None
     """None is constant spacing."""
 
+    @property
+    def dispersion(self) -> float:
+        """Variance over mean of the count in a long window: the squared coefficient of variation of the gaps (Cox, Renewal
+        Theory, 1962)."""
+        return 0.0 if self.burstiness is None else 1 / self.burstiness
+
 
 def _arrival(value: Any) -> Any:
     named = {"poisson": {"burstiness": 1.0}, "constant": {"burstiness": None}}
@@ -230,7 +236,7 @@ class HttpOptions(WorkloadOptions):
         return self
 
     def _some_request(self, index: int, load: Load) -> None:
-        """Raise WrongValue for a level whose window would more likely than not see no request: no trial could be scored."""
+        """Raise WrongValue for a level whose window sees fewer than one request on average: many a trial could not be scored."""
         climb, seconds = load.slo_climb, self.window.measure_s
         rate = load.request_rate if climb is None else climb.start
         if rate is None or rate * seconds >= 1:

@@ -20,7 +20,8 @@ from autotune.workloads._load.crew import Crew
 from autotune.workloads._load.options import HttpOptions, Load, SloClimb, Window
 from autotune.workloads._load.plans import Target, client_count, level_plans, pieces
 from autotune.workloads._load.requests import Request, from_json, write_log
-from autotune.workloads._load.summary import Rules, Span, Summary, summarise, tokens_between
+from autotune.workloads._load.span import Span
+from autotune.workloads._load.summary import Rules, Summary, left, summarise, tokens_between
 from autotune.workloads.base import Progress, stop_if_hopeless
 
 SETTLE_S = 5.0
@@ -105,7 +106,7 @@ class Run:
         done, requests = self._measured(crew, load, bounds, len(self._done), self._options.window, breach)
         self._done.append(done)
         # A probe of the climb may well drown the engine; a level that the study asked for may not.
-        if requests and "finished" not in requests and load in self._options.load:
+        if requests and "finished" not in requests and any(load is asked for asked in self._options.load):
             silence = f"Not one of the {len(requests)} requests of {_label(load)} finished."
             raise TrialFailed(FailureKind.UNHEALTHY, Phase.MEASURE, silence, *done.facts["errors"][:3])
         return done.row
@@ -128,8 +129,12 @@ class Run:
         log = Conductor(crew, self._session, window, watch, tell).run(plans, load.concurrency or 0, breach)
         write_log(self._context.folder / f"requests-{number}.jsonl", log.records)
         requests = [from_json(record) for record in log.records]
-        rules = Rules(self._options.min_finished_share, self._options.ignore_eos, bounds)
-        done = self._complete(summarise(requests, log.span, load.level, log.client, rules), requests, log)
+        if breach is not None and log.broke is not None:
+            summary = left(requests, log.span, load.level, log.client, log.broke, breach.bound.limit)
+        else:
+            rules = Rules(self._options.min_finished_share, self._options.ignore_eos, bounds)
+            summary = summarise(requests, log.span, load.level, log.client, rules)
+        done = self._complete(summary, requests, log)
         # Where every request runs into its deadline they may all be due just before the window.
         asked = [request.status for request in requests if log.span.holds(request.due)] or [
             request.status for request in requests if request.due < log.span.stop
@@ -148,10 +153,7 @@ class Run:
         if len(samples) > 1:
             seen = Span(samples[0][0] - log.start, samples[-1][0] - log.start)
             facts["generation_tokens"] = server_metrics.cross_check(samples, tokens_between(requests, seen))
-        row = summary.row.model_copy(update={"metrics": metrics})
-        if log.broke is not None and CLIENT_LATE not in (row.invalid or ""):
-            row = Row(level=row.level, metrics={}, invalid=log.broke)
-        return Done(row, facts)
+        return Done(summary.row.model_copy(update={"metrics": metrics}), facts)
 
     def _device(self, low: float, high: float, tokens: float) -> Mapping[str, float]:
         """What the GPUs did during the window, where the session measures it."""
@@ -166,8 +168,10 @@ class Run:
         bounds = [parse_bound(text) for text in wanted.constraints]
         good = self._bounds or goodput_bounds(bounds)
         start, window_s = self._context.climb_from or wanted.start, self._options.window.measure_s
-        climb = Climb(bounds, start, wanted.max_steps, wanted.precision, window_s)
-        breach = Breach.of(bounds) if self._may_cut() else None
+        # The turns of a conversation come together.
+        dispersion = max(1.0, load.arrival.dispersion) * self._options.traffic.turns.highest
+        climb = Climb(bounds, start, wanted.max_steps, wanted.precision, window_s, dispersion)
+        breach = Breach.of(bounds, self._options.min_finished_share) if self._may_cut() else None
         rows: dict[float, Row] = {}
         while (rate := climb.next_rate()) is not None:
             # What lies below every rate that kept the SLO is measured whole, so that a trial says by how much it broke it.

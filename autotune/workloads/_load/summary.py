@@ -19,8 +19,6 @@ from autotune.workloads._load.requests import Request
 from autotune.workloads._load.span import Span
 from autotune.workloads._load.steady import halves, tokens_in, unsteady
 
-__all__ = ["ClientHealth", "Rules", "Span", "Summary", "summarise", "tokens_between"]
-
 LAG_FLOOR_MS = 5.0
 """Client lag below this is never held against a level."""
 LAG_SHARE = 0.05
@@ -76,18 +74,37 @@ def summarise(
     concurrency = level.get("concurrency")
     drift = unsteady(whole, requests, span, concurrency if isinstance(concurrency, int | float) else None)
     facts = {
-        "window_s": round(span.seconds, 3),
-        "window_from_s": round(span.start, 3),
+        **_circumstances(span, client, asked, lag),
         "steady": drift is None if rates["output_tokens_per_s"] else None,
         "half_rates": [round(tokens_between(whole, half) / half.seconds, 3) for half in halves(span)],
-        "requests_in_window": len(asked),
         "finished_in_window": len(answered),
         "finished_share": len(answered) / len(asked) if asked else None,
-        "client_lag_p99_ms": lag,
-        "client_cpu_share": round(client.cpu_share, 4),
         "errors": _errors(asked, rules),
     }
     return Summary(Row(level=level, metrics=metrics, invalid=" ".join(reasons) or None, unsteady=drift), facts)
+
+
+def left(
+    requests: Sequence[Request], span: Span, level: Mapping[str, Scalar], client: ClientHealth, why: str, limit_ms: float
+) -> Summary:
+    """A level that was left, as `why` says, for a time to first token above a limit: no numbers of it, for its slow requests are
+    those that were cut. Whether the client is what was slow is measured by that limit, where a whole level has its median."""
+    asked = [request for request in requests if span.holds(request.due)]
+    lag = _lag_ms(asked, client)
+    reasons = [*_log_faults(requests, client), *_client_faults(lag, limit_ms, client)]
+    errors = dict.fromkeys(request.error for request in asked if request.error)
+    facts = {**_circumstances(span, client, asked, lag), "errors": list(errors)[:5]}
+    return Summary(Row(level=level, metrics={}, invalid=" ".join(reasons) or why), facts)
+
+
+def _circumstances(span: Span, client: ClientHealth, asked: Sequence[Request], lag: float | None) -> dict[str, Value]:
+    return {
+        "window_s": round(span.seconds, 3),
+        "window_from_s": round(span.start, 3),
+        "requests_in_window": len(asked),
+        "client_lag_p99_ms": lag,
+        "client_cpu_share": round(client.cpu_share, 4),
+    }
 
 
 def tokens_between(requests: Sequence[Request], span: Span) -> float:
