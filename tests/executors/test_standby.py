@@ -147,7 +147,9 @@ def test_one_that_is_killed_while_it_waits_costs_nothing(executor, tmp_path, whi
     run(executor, 0)
     pids = waiting(executor)
     os.kill(pids[which], signal.SIGKILL)
-    wait_for(lambda: (one := proc.look(pids[1])) is None or one.ended)
+    # A worker's threads end one after the other, and its interpreter with the first of them.
+    for pid in pids[which:]:
+        wait_for(lambda pid=pid: (one := proc.look(pid)) is None or one.ended)
     start = start_of(run(executor, 1))
     if which:
         assert start["standby"] is False and "status -9" in start["standby_refused"]
