@@ -215,8 +215,9 @@ def _known(measurement: Measurement, selector: Selector, highest: bool = True) -
 
 
 def level_name(row: Row) -> str:
-    """`request_rate=40`."""
-    return ", ".join(f"{key}={value}" for key, value in row.level.items())
+    """`request_rate=40`; a rate that a climb has found to four digits, for people and not for a selector."""
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.level.items()}
+    return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 
 def _no_metric(name: str) -> WrongValue:

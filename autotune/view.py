@@ -15,6 +15,7 @@ from autotune.errors import AutotuneError, NothingMeasured
 from autotune.preview import Preview
 from autotune.results import StudyResults
 from autotune.run import Finished
+from autotune.score import level_name
 from autotune.terminal import Plain, clean
 from autotune.trial import Configuration, TrialRecord
 
@@ -181,7 +182,7 @@ def _print_rows(record: TrialRecord) -> None:
     assert record.measurement is not None
     rows = record.measurement.rows
     names = sorted({name for row in rows for name in row.metrics})
-    labels = [" ".join(f"{key}={value}" for key, value in row.level.items()) for row in rows]
+    labels = [level_name(row) for row in rows]
     if len(rows) > 8:
         console.print(f"{len(rows)} rows; --json shows them all.")
     shown = rows[-8:]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.score import Constraint, Objective, Selector, score, unsteady, value_of
+from autotune.score import Constraint, Objective, Selector, level_name, score, unsteady, value_of
 from autotune.trial import FailureKind, Measurement, Row, TrialFailed
 
 
@@ -138,3 +138,12 @@ def test_a_number_that_a_workload_could_not_find_says_why():
     measurement = Measurement(rows=rows, facts={"missing": {"slo_request_rate": "no rate kept it"}})
     with pytest.raises(TrialFailed, match="slo_request_rate has no value: no rate kept it"):
         value_of(measurement, Selector.parse("slo_request_rate"))
+
+
+def test_a_level_is_named_for_people():
+    """A climb's rates are square roots; steps and users are whole numbers, a word is what it says."""
+    names = [
+        level_name(Row(level=level, metrics={})) for level in ({"request_rate": 17.242979730910665}, {"step": 12345}, {"a": "b"})
+    ]
+    assert names == ["request_rate=17.24", "step=12345", "a=b"]
+    assert level_name(Row(level={"request_rate": 4.0}, metrics={})) == "request_rate=4"
