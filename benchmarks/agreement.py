@@ -16,17 +16,14 @@ import os
 import random
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from bench_serve import BenchServe
+from one_server import served
 
 from autotune import engines
-from autotune.engines.base import Context
-from autotune.process import make_tag
 from autotune.session import Session
-from autotune.trial import Configuration
 from autotune.workloads._load.fixed import run_fixed
 from autotune.workloads._load.options import HttpOptions
 from autotune.workloads._load.plans import pieces
@@ -111,25 +108,18 @@ def main() -> None:
     fixed = {"max_model_len": 1024, "enforce_eager": True}
     engine = kind(kind.Options.model_validate({"kind": "vllm", "model": arguments.model, "fixed": fixed}))
     runs: dict[str, list[dict[str, float]]] = {"autotune": [], "vllm": []}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        cache = Path.home() / ".cache" / "autotune"
-        tag = make_tag(folder, "agreement", 0)
-        context = Context(study="agreement", trial=0, tag=tag, folder=folder, scratch=folder, cache=cache)
-        launch = engine.launch(Configuration(engine="vllm"), context).within(context)
-        with engine.open(launch, context) as session:
-            session.wait_ready()
-            prompts = folder / "prompts.jsonl"
-            for repeat in range(-1, arguments.repeats):
-                write_prompts(prompts, session, arguments.requests, repeat)
-                for client, measure in (("autotune", ours), ("vllm", theirs)):
-                    assert session.reset_caches(), "The prefix cache could not be emptied."
-                    found = measure(session, prompts, arguments.requests, arguments.concurrency)
-                    print(repeat, client, {figure: round(found[figure], 2) for figure in FIGURES}, file=sys.stderr, flush=True)
-                    # The first round warms the engine up.
-                    if repeat >= 0:
-                        runs[client].append(found)
-        identity = engine.identity()
+    with served(engine, "agreement") as (session, context):
+        prompts = context.folder / "prompts.jsonl"
+        for repeat in range(-1, arguments.repeats):
+            write_prompts(prompts, session, arguments.requests, repeat)
+            for client, measure in (("autotune", ours), ("vllm", theirs)):
+                assert session.reset_caches(), "The prefix cache could not be emptied."
+                found = measure(session, prompts, arguments.requests, arguments.concurrency)
+                print(repeat, client, {figure: round(found[figure], 2) for figure in FIGURES}, file=sys.stderr, flush=True)
+                # The first round warms the engine up.
+                if repeat >= 0:
+                    runs[client].append(found)
+    identity = engine.identity()
     where = f"{identity.kind} {identity.version} on {identity.device}, {os.cpu_count()} cores"
     print(f"{datetime.date.today()}; {where}, load average {os.getloadavg()[0]:.1f}, {arguments.model}")
     load = f"{arguments.requests} requests x {OUTPUT} tokens, concurrency {arguments.concurrency}"

@@ -15,19 +15,18 @@ import json
 import math
 import os
 import statistics
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 
+from one_server import served
+
 from autotune import engines
 from autotune.bar import Bar, Spread
 from autotune.engines.base import Context
-from autotune.process import make_tag
 from autotune.score import Objective, Selector
 from autotune.session import Session
 from autotune.stats import t_quantile
-from autotune.trial import Configuration
 from autotune.workloads.http import HttpOptions, HttpWorkload
 
 WHOLE, LEFT = "every window whole", "left once surely broken"
@@ -97,23 +96,17 @@ def main() -> None:
     section = {"kind": arguments.kind, "model": arguments.model, "fixed": arguments.fixed, "env": arguments.env}
     engine = kind(kind.Options.model_validate({**section, "python": arguments.python}))
     runs: dict[str, list[Mapping[str, float]]] = {WHOLE: [], LEFT: []}
-    with tempfile.TemporaryDirectory() as name:
-        folder, cache = Path(name), Path.home() / ".cache" / "autotune"
-        tag = make_tag(folder, "climb", 0)
-        *cores, own = sorted(os.sched_getaffinity(0))
-        context = Context(study="climb", trial=0, tag=tag, folder=folder, scratch=folder, cache=cache, cpus=tuple(cores))
-        launch = engine.launch(Configuration(engine=arguments.kind), context).within(context)
-        with engine.open(launch, context) as session:
-            session.wait_ready()
-            # A client that shares the engine's cores is late, and no climb is valid.
-            os.sched_setaffinity(0, {own})
-            for seed in range(-1, arguments.rounds):
-                for how, bar in ((WHOLE, None), (LEFT, BAR)):
-                    found = climbed(workload, session, context.model_copy(update={"seed": seed + 1, "bar": bar}))
-                    # The first round warms the engine up.
-                    if seed >= 0:
-                        runs[how].append(found)
-        identity = engine.identity()
+    *cores, own = sorted(os.sched_getaffinity(0))
+    with served(engine, "climb", tuple(cores)) as (session, context):
+        # A client that shares the engine's cores is late, and no climb is valid.
+        os.sched_setaffinity(0, {own})
+        for seed in range(-1, arguments.rounds):
+            for how, bar in ((WHOLE, None), (LEFT, BAR)):
+                found = climbed(workload, session, context.model_copy(update={"seed": seed + 1, "bar": bar}))
+                # The first round warms the engine up.
+                if seed >= 0:
+                    runs[how].append(found)
+    identity = engine.identity()
     print(f"{datetime.date.today()}  {identity}  {os.cpu_count()} cores  {arguments}\n")
     report(runs)
 
