@@ -98,6 +98,16 @@ def test_another_seed_is_another_run_of_the_same_launch(opened, tmp_path):
     assert (tmp_path / "folder" / "steps-0.jsonl").exists() and (tmp_path / "folder" / "steps-1.jsonl").exists()
 
 
+def ended(session):
+    """What a session that is looked at as a workload does is ended with."""
+    with pytest.raises(TrialFailed) as caught:
+        for _ in range(100):
+            session.new_steps()
+            session.check_alive()
+            time.sleep(0.05)
+    return caught.value.failed
+
+
 def test_a_refused_argument_is_the_configurations_fault(opened):
     session = opened("raise ValueError('generation_batch_size (64) must be divisible by num_generations (7).')")
     with pytest.raises(TrialFailed) as caught:
@@ -111,32 +121,22 @@ def test_an_argument_that_the_first_step_refuses_is_the_configurations_fault(ope
     """TRL reads the name of its loss there, and nowhere before."""
     session = opened(BEGIN + "time.sleep(0.3)\nraise ValueError('Unknown loss type: grpoo')")
     session.wait_ready()
-    with pytest.raises(TrialFailed) as caught:
-        for _ in range(100):
-            session.check_alive()
-            time.sleep(0.05)
-    assert caught.value.failed.kind is FailureKind.INVALID_CONFIG and caught.value.failed.phase is Phase.MEASURE
+    failed = ended(session)
+    assert failed.kind is FailureKind.INVALID_CONFIG and failed.phase is Phase.MEASURE
 
 
 def test_the_same_exception_later_is_a_crash(opened):
     session = opened(BEGIN + STEP % 1 + "time.sleep(0.3)\nraise ValueError('late')")
     session.wait_ready()
-    with pytest.raises(TrialFailed) as caught:
-        for _ in range(100):
-            session.new_steps()
-            session.check_alive()
-            time.sleep(0.05)
-    assert caught.value.failed.kind is FailureKind.CRASHED and caught.value.failed.phase is Phase.MEASURE
+    failed = ended(session)
+    assert failed.kind is FailureKind.CRASHED and failed.phase is Phase.MEASURE
 
 
 def test_a_kill_that_is_not_ours_counts_as_out_of_memory(opened):
     session = opened(BEGIN + "time.sleep(0.3)\nos.kill(os.getpid(), 9)")
     session.wait_ready()
-    with pytest.raises(TrialFailed) as caught:
-        for _ in range(100):
-            session.check_alive()
-            time.sleep(0.05)
-    assert caught.value.failed.kind is FailureKind.OUT_OF_MEMORY
+    failed = ended(session)
+    assert failed.kind is FailureKind.OUT_OF_MEMORY
 
 
 def test_a_crash_tells_where_it_was_raised(tmp_path):
@@ -233,12 +233,9 @@ def test_a_driver_that_lives_on_after_a_fatal_line_is_hung(opened, monkeypatch):
     monkeypatch.setattr("autotune.engines._training.HUNG_S", 0.3)
     session = opened(BEGIN + "print('ray.exceptions.ActorDiedError: gone', flush=True)\ntime.sleep(60)", fatal=r"ActorDiedError")
     session.wait_ready()
-    with pytest.raises(TrialFailed) as caught:
-        for _ in range(100):
-            session.check_alive()
-            time.sleep(0.05)
-    assert caught.value.failed.kind is FailureKind.CRASHED
-    assert any("ActorDiedError" in line for line in caught.value.failed.evidence)
+    failed = ended(session)
+    assert failed.kind is FailureKind.CRASHED
+    assert any("ActorDiedError" in line for line in failed.evidence)
 
 
 def test_a_line_that_is_no_json_is_passed_over(opened):
