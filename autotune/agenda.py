@@ -82,17 +82,12 @@ class Agenda:
     def finished(self, record: TrialRecord) -> Score | Failed:
         """Keep a record, teach the search, and queue a retry where one is due. Returns the trial's score, or why it has none."""
         self.ledger.record(record, self.key(record.configuration))
-        found = self._tell(record)
-        for sentence in self.screening.hear(record, found, self._wanted(record)):
+        found = self.judged(record)
+        for sentence in self._tell(record, found):
             self.say(sentence)
         if (again := self.retries.after(record)) is not None:
             self._take_up(again)
-        return self.judged(record)
-
-    def score(self, record: TrialRecord) -> Score | None:
-        """A measured trial's score; None for one that failed or lacks a number the study needs."""
-        found = self.judged(record)
-        return found if isinstance(found, Score) else None
+        return found
 
     def judged(self, record: TrialRecord) -> Score | Failed:
         """A trial's score, or why it has none."""
@@ -162,7 +157,7 @@ class Agenda:
                 self.driver.cut(Cut.model_validate(note.payload))
         for number in sorted(self.ledger.records):
             record = self.ledger.records[number]
-            self.screening.hear(record, self._tell(record), self._wanted(record))
+            self._tell(record, self.judged(record))
         for job in self.ledger.in_flight:
             self.driver.begin(job.number, job.configuration, job.point)
         for job in owed:
@@ -173,14 +168,15 @@ class Agenda:
         self.waiting.append(job)
         self.driver.begin(job.number, job.configuration, job.point)
 
-    def _tell(self, record: TrialRecord) -> Score | None:
-        found = self.score(record)
-        self.standings.hear(record, found, self._wanted(record))
+    def _tell(self, record: TrialRecord, judged: Score | Failed) -> list[str]:
+        """Teach everyone who learns from a trial; returns what the screening has to say of it."""
+        found, wanted = judged if isinstance(judged, Score) else None, self._wanted(record)
+        self.standings.hear(record, found, wanted)
         self.driver.tell(record, found or self._reached(record))
         for sentence in self.driver.notes:
             self.say(sentence)
         self.driver.notes.clear()
-        return found
+        return self.screening.hear(record, found, wanted)
 
     def _wanted(self, record: TrialRecord) -> bool:
         """Whether no rule of the study's own forbids what was run: its default may break one, and so may what was run before
@@ -246,7 +242,7 @@ class Agenda:
             self.key(job.configuration) if self.plan.study.reuse and job.origin not in (Origin.BASELINE, Origin.FINALIST) else None
         )
         found = cache.find(self.plan.store, key, skip=self.plan.study.name) if key else None
-        if found is None or self.score(found) is None:
+        if found is None or isinstance(self.judged(found), Failed):
             return None
         return found.model_copy(update=job.model_dump(include={"number", "origin", "point", "attempt"}) | {"folder": None})
 

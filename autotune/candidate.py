@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from autotune.rules import StudyRule
-from autotune.score import Objective, Score, unsteady, value_of
-from autotune.trial import CLIENT_LATE, Failed, FailureKind, Origin, TrialFailed, TrialRecord
+from autotune.score import Objective, Score, known, unsteady
+from autotune.trial import CLIENT_LATE, Failed, FailureKind, Origin, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,7 @@ class Candidate:
 
 def value(record: TrialRecord, objective: Objective) -> float | None:
     """The metric in one run; None where it was not measured."""
-    if record.measurement is None:
-        return None
-    try:
-        return value_of(record.measurement, objective.selector)
-    except TrialFailed:
-        return None
+    return None if record.measurement is None else known(record.measurement, objective.selector)
 
 
 def own_fault(record: TrialRecord) -> bool:

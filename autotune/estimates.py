@@ -24,9 +24,13 @@ class Noise:
     freedom: int
     logarithmic: bool
 
+    def spread(self, *counts: int) -> float:
+        """The standard deviation of a mean of `counts[0]` runs, or of the difference of two such means."""
+        return self.deviation * math.sqrt(sum(1 / count for count in counts))
+
     def margin(self, *counts: int) -> float:
-        """Half the 95 % interval of a mean of `counts[0]` runs, or of the difference of two such means."""
-        return t_quantile(0.975, self.freedom) * self.deviation * math.sqrt(sum(1 / count for count in counts))
+        """Half the 95 % interval of such a mean or difference."""
+        return t_quantile(0.975, self.freedom) * self.spread(*counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,8 +191,8 @@ def _compared(analysis: Analysis, objective: Objective, records: Sequence[TrialR
             continue
         trial = held[digest]
         difference = fmean(map(scale, values)) - fmean(map(scale, base))
-        spread = noise.deviation * math.sqrt(1 / len(values) + 1 / len(base))
-        margin = noise.margin(len(values), len(base))
+        runs = len(values), len(base)
+        spread, margin = noise.spread(*runs), noise.margin(*runs)
         p = t_tail(difference / spread, noise.freedom) if spread > 0 else float(difference == 0)
         better = (difference > 0) == (objective.direction == "maximize")
         bounds = {name: back(difference), "low": back(difference - margin), "high": back(difference + margin)}

@@ -10,6 +10,7 @@ from autotune.metrics import lookup
 from autotune.plan import Plan
 from autotune.quality import Watched
 from autotune.rules import StudyRule
+from autotune.score import Selector
 from autotune.space import EngineSpace
 from autotune.trial import Configuration
 
@@ -53,13 +54,17 @@ def _backwards(plan: Plan) -> Iterator[str]:
             yield f"{name}: {end} is better for this metric, and the study asks for the opposite."
 
 
+def _goals(plan: Plan) -> Iterator[tuple[str, Selector]]:
+    """What is scored, by its name: objectives and constraints."""
+    yield from ((one.name, one.selector) for one in plan.study.objectives)
+    yield from ((one.name, one.selector) for one in plan.study.constraints)
+
+
 def _drowned(plan: Plan) -> Iterator[str]:
     """Goals that a climb to an SLO turns into something else: the further it gets, the worse they look."""
-    goals = [(one.name, one.selector) for one in plan.study.objectives]
-    goals += [(one.name, one.selector) for one in plan.study.constraints]
     if "slo_request_rate" not in plan.workload.metrics():
         return
-    for name, selector in goals:
+    for name, selector in _goals(plan):
         if selector.key is None and lookup(selector.metric).scope == "row":
             yield (
                 f"{name}: this is taken over every rate that the climb tries, those that break its bounds among them; "
@@ -69,9 +74,7 @@ def _drowned(plan: Plan) -> Iterator[str]:
 
 def _thin(plan: Plan) -> Iterator[str]:
     """Percentiles of so few requests that a single one decides them."""
-    goals = [(one.name, one.selector) for one in plan.study.objectives]
-    goals += [(one.name, one.selector) for one in plan.study.constraints]
-    for name, selector in goals:
+    for name, selector in _goals(plan):
         statistic = selector.metric.partition(".")[2]
         if not statistic.startswith("p"):
             continue

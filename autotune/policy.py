@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from autotune import gpu, models
+from autotune.candidate import value
 from autotune.errors import AutotuneError
 from autotune.feasibility.ladder import Known, Ladder
 from autotune.ledger import Ledger
 from autotune.plan import Plan
-from autotune.score import Objective, score
 from autotune.search import warm_start
 from autotune.search.candidates import Prior
 from autotune.search.driver import Driver, First
 from autotune.search.prior import Begun, Roofline, agreement, pick
-from autotune.trial import Configuration, Origin, TrialFailed, TrialRecord
+from autotune.trial import Configuration, Origin, TrialRecord
 
 FIRST = "first"
 """The ledger's note of the first trials, so that a resumed study keeps those it began with."""
@@ -118,7 +118,7 @@ def prior_says(plan: Plan, records: Iterable[TrialRecord]) -> list[str]:
     said = []
     for objective in plan.study.objectives:
         metric = objective.selector.metric.partition(".")[0]
-        pairs = [(predicted[metric], _value(record, objective)) for predicted, record in told if metric in predicted]
+        pairs = [(predicted[metric], value(record, objective)) for predicted, record in told if metric in predicted]
         both = [(predicted, value) for predicted, value in pairs if value is not None]
         found = agreement([predicted for predicted, _ in both], [value for _, value in both])
         if found is not None:
@@ -126,11 +126,3 @@ def prior_says(plan: Plan, records: Iterable[TrialRecord]) -> list[str]:
                 f"The roofline ranked {len(both)} trials in {objective.name}; its rank correlation with them is {found:.2f}."
             )
     return said
-
-
-def _value(record: TrialRecord, objective: Objective) -> float | None:
-    assert record.measurement is not None
-    try:
-        return score(record.measurement, [objective]).values[0]
-    except TrialFailed:
-        return None

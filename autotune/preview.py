@@ -15,6 +15,7 @@ from autotune.errors import AutotuneError
 from autotune.executors.base import side_by_side
 from autotune.parameters import Parameter
 from autotune.plan import Plan
+from autotune.search.screening import trials_affordable
 from autotune.secrets import redact, redact_env
 from autotune.trial import Configuration, Frozen, Scalar, Value
 
@@ -176,7 +177,7 @@ def _expected(plan: Plan) -> Expected:
     finals, at_once = plan.study.finalists.trials, _at_once(plan)
     trials = plan.study.search_trials + finals
     per_trial, limit = None if overhead is None else overhead + workload, plan.study.budget.gpu_minutes
-    bought = None if per_trial is None or limit is None else int(60 * limit / per_trial / max(1, _need(plan)))
+    bought = None if per_trial is None else trials_affordable(per_trial / 60 * max(1, _need(plan)), limit)
     return Expected(
         trials=trials,
         finals=finals,
@@ -185,7 +186,7 @@ def _expected(plan: Plan) -> Expected:
         workload_seconds=workload,
         minutes=None if per_trial is None else trials * per_trial / 60 / at_once,
         limit_gpu_minutes=limit,
-        affordable=bought if bought is not None and bought < plan.study.search_trials else None,
+        affordable=int(bought) if bought is not None and bought < plan.study.search_trials else None,
     )
 
 

@@ -159,8 +159,8 @@ def judged(outcome: Outcome, objectives: Sequence[Objective], constraints: Seque
 
 def reached(measurement: Measurement, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()) -> Reached:
     """How far the part of a measurement got that there is."""
-    values = tuple(_known(measurement, objective.selector) for objective in objectives)
-    bounds = [(constraint, _known(measurement, constraint.selector, constraint.op == "<=")) for constraint in constraints]
+    values = tuple(known(measurement, objective.selector) for objective in objectives)
+    bounds = [(constraint, known(measurement, constraint.selector, constraint.op == "<=")) for constraint in constraints]
     return Reached(values=values, violations=tuple(None if value is None else one.violation(value) for one, value in bounds))
 
 
@@ -207,7 +207,8 @@ def unsteady(measurement: Measurement, objectives: Sequence[Objective], constrai
     return tuple(found)
 
 
-def _known(measurement: Measurement, selector: Selector, highest: bool = True) -> float | None:
+def known(measurement: Measurement, selector: Selector, highest: bool = True) -> float | None:
+    """`value_of`; None where that would raise."""
     try:
         return value_of(measurement, selector, highest)
     except TrialFailed:
