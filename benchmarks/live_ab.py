@@ -6,7 +6,7 @@
     python benchmarks/live_ab.py table [--store .autotune] [--out studies/results/h200-live-ab/README.md]
 
 `front` takes up to five members of each arm's front, spread over its first objective with both ends, and the default. Each
-round launches all of them once, in an order and with arrivals of its own, and climbs to the SLO from a rate that neither arm
+round launches all of them once, the second in reverse, with arrivals of its own, and climbs to the SLO from a rate that neither arm
 began at, in finer steps and longer windows. `table` counts these measurements alone, all rounds of the store: what an arm
 claimed is only shown. `front --first 3` writes two more rounds.
 
@@ -55,7 +55,7 @@ def comparable(ours: Study, other: Study) -> None:
 
 
 def round_of(ours: Study, raw: Mapping[str, Any], chosen: Sequence[Configuration], number: int) -> dict[str, Any]:
-    """The study that launches the default and the chosen configurations once, all of them to the end. Raises AutotuneError."""
+    """The study that launches the default and the chosen configurations once, in order and to the end. Raises AutotuneError."""
     load = copy.deepcopy(_climb(ours))
     load["slo_climb"].update(
         start=round(0.9 * load["slo_climb"]["start"], 3),
@@ -64,16 +64,14 @@ def round_of(ours: Study, raw: Mapping[str, Any], chosen: Sequence[Configuration
     )
     window = dict(ours.workload.get("window", {}))
     window["measure_s"] = round(1.25 * window.get("measure_s", 20.0), 3)
-    order = list(chosen)
-    random.Random(SEED + number).shuffle(order)
     several = len(ours.engine) > 1
     return {
         "name": f"{ROUND}{number}",
         "about": f"Round {number} of measuring the fronts of {' and '.join(ARMS)} again.",
         **{name: raw[name] for name in ("engine", "search_space", "objectives", "executor") if name in raw},
         "workload": {**ours.workload, "load": [load], "window": window},
-        "first_trials": [{**({"engine": one.engine} if several else {}), **one.values} for one in order],
-        "budget": {"trials": len(order) + len(ours.engine)},
+        "first_trials": [{**({"engine": one.engine} if several else {}), **one.values} for one in chosen],
+        "budget": {"trials": len(chosen) + len(ours.engine)},
         "search": {"seed": SEED + number, "warm_start": False, "early_exit": False, "baseline_every": 0},
         "finalists": {"count": 0},
         "tracking": {"enabled": False},
@@ -90,8 +88,11 @@ def write_rounds(store: Path, out: Path, most: int, first: int = 1) -> list[Path
     parsed, text = studies.load(store / ARMS[0] / ledger.STUDY)
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{ROUND}{number}.yaml" for number in (first, first + 1)]
-    for number, path in enumerate(paths, start=first):
-        made = round_of(parsed, text.data, union(fronts), number)
+    order = union(fronts)
+    random.Random(SEED + first).shuffle(order)
+    # Reversed, a drift of the host weighs alike on all, and two rounds that are both cut short still know each of them once.
+    for number, (path, each) in enumerate(zip(paths, (order, order[::-1]), strict=True), start=first):
+        made = round_of(parsed, text.data, each, number)
         path.write_text(yaml.safe_dump(made, sort_keys=False, allow_unicode=True, width=120))
         studies.load(path)
     return paths
@@ -101,7 +102,8 @@ def table(store: Path, most: int) -> str:
     """The page. Raises AutotuneError, NotFound."""
     arms = {name: results.load(name, store) for name in ARMS}
     comparable(*(found.study for found in arms.values()))
-    rounds = [results.load(name, store) for name in sorted(path.name for path in store.glob(f"{ROUND}*") if path.is_dir())]
+    names = sorted((path.name for path in store.glob(f"{ROUND}*") if path.is_dir()), key=lambda name: (len(name), name))
+    rounds = [results.load(name, store) for name in names]
     if not rounds:
         raise NotFound(f"There is no round {ROUND}1 in {store}.")
     told = judged(gathered(arms, rounds, most), rounds[0].directions, ARMS)

@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("bundles", nargs="+", choices=sorted(BUNDLES))
-    parser.add_argument("--piece-mib", type=int, default=57)
+    parser.add_argument("--piece-mib", type=int, default=54)
     given = parser.parse_args()
     for name in given.bundles:
         BUNDLES[name](given.folder / name, given.piece_mib)
