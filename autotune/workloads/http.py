@@ -64,11 +64,11 @@ class HttpWorkload(Workload):
         found = {f"{name}.{statistic}" for name in _DISTRIBUTIONS for statistic in metric_table.STATISTICS} | set(_PLAIN)
         climbs = any(load.slo_climb is not None for load in self._options.load)
         if self._options.goodput or climbs:
-            found.add("goodput_per_s")
+            found |= {"goodput_per_s", "slo_attainment"}
         return frozenset(found | {"slo_request_rate", "slo_goodput_per_s"} if climbs else found)
 
     def remedy(self, metric: str) -> str | None:
-        if metric == "goodput_per_s":
+        if metric in ("goodput_per_s", "slo_attainment"):
             return "the limits that a good request keeps, e.g. 'goodput: {ttft_ms: 500, tpot_ms: 50}' in the workload section"
         if metric in ("slo_request_rate", "slo_goodput_per_s"):
             climb = """'load: [{slo_climb: {constraints: ["ttft_ms.p99 <= 500"], start: 4}}]'"""

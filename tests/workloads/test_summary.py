@@ -68,6 +68,7 @@ def test_known_numbers():
     assert row.metrics["output_tokens_per_s"] == pytest.approx(110 / 4)
     assert row.metrics["total_tokens_per_s"] == pytest.approx((110 + 80) / 4)
     assert row.metrics["goodput_per_s"] == pytest.approx(10 / 4)
+    assert row.metrics["slo_attainment"] == 1
 
 
 def test_every_metric_is_in_the_table_and_announced():
@@ -79,6 +80,12 @@ def test_every_metric_is_in_the_table_and_announced():
     assert set(row.metrics) <= announced
     for name in announced:
         metrics.lookup(name)
+
+
+def test_a_request_that_never_finished_attained_nothing():
+    slow, cut = request(7, due=1.5, ttft=0.5), request(8, due=1.6, status="cut")
+    row = row_of([*(request(number, due=1.0 + number * 0.1) for number in range(6)), slow, cut], Rules(bounds={"ttft_ms": 60}))
+    assert row.metrics["slo_attainment"] == pytest.approx(6 / 8)
 
 
 @given(logs(), st.randoms(use_true_random=False))
@@ -116,6 +123,7 @@ def test_rates_are_events_inside_the_window(requests):
     row = row_of(requests, Rules(bounds={"ttft_ms": 100, "tpot_ms": 20}))
     if row.metrics:
         assert row.metrics["goodput_per_s"] <= row.metrics["requests_per_s"]
+        assert 0 <= row.metrics["slo_attainment"] <= 1
         total = sum(each.output_tokens or 0 for each in requests)
         assert row.metrics["output_tokens_per_s"] <= total / SPAN.seconds + 1e-9
 

@@ -43,7 +43,7 @@ class Rules:
     min_finished_share: float = 0.95
     exact_output: bool = True
     bounds: Mapping[str, float] = field(default_factory=dict)
-    """Per-request bounds of goodput: `ttft_ms`, `tpot_ms`, `e2e_ms`."""
+    """Per-request bounds of goodput and SLO attainment: `ttft_ms`, `tpot_ms`, `e2e_ms`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def summarise(
     latencies = _latencies(answered)
     rates = _rates(whole, span, rules.bounds)
     lag = _lag_ms(asked, client)
-    metrics = {**latencies, **rates} if answered else {}
+    metrics = {**latencies, **rates, **_attainment(asked, answered, rules.bounds)} if answered else {}
     reasons = [
         *_log_faults(requests, client),
         *_share_faults(asked, answered, rules),
@@ -139,6 +139,10 @@ def _rates(whole: Sequence[Request], span: Span, bounds: Mapping[str, float]) ->
     if bounds:
         rates["goodput_per_s"] = sum(_good(request, bounds) for request in ended) / span.seconds
     return rates
+
+
+def _attainment(asked: Sequence[Request], answered: Sequence[Request], bounds: Mapping[str, float]) -> dict[str, float]:
+    return {"slo_attainment": sum(_good(request, bounds) for request in answered) / len(asked)} if bounds else {}
 
 
 def _good(request: Request, bounds: Mapping[str, float]) -> bool:
