@@ -269,9 +269,22 @@ def test_a_healthy_log_says_nothing():
     assert _sglang_log.diagnose(log, 0) is None
 
 
-def test_an_unexplained_kill_is_not_called_the_configurations_fault():
-    found = _sglang_log.diagnose("[2026-11-21 12:50:55] Prefill batch, #new-seq: 1\n", -9)
-    assert found is not None and found.kind is FailureKind.CRASHED and "outside" in found.evidence[0]
+CHILD = "[2026-11-21 12:50:55] Subprocess scheduler_0 (pid=7) crashed with exit code {}. Triggering SIGQUIT for cleanup...\n"
+QUIT = "[2026-11-21 12:50:55] SIGQUIT received. signum=3, frame=None. It usually means one child failed.\n"
+
+
+@pytest.mark.parametrize("log", ["[2026-11-21 12:50:55] Prefill batch, #new-seq: 1\n", CHILD.format(-9) + QUIT])
+def test_an_unexplained_kill_is_not_called_the_configurations_fault(log):
+    """Nothing is said of it, so that it counts as any other engine's: the machine's the first time."""
+    assert _sglang_log.diagnose(log, -9) is None
+
+
+@pytest.mark.parametrize(
+    "log", [CHILD.format(-11) + QUIT, QUIT, "[2026-11-21 12:50:55] Received sigquit from a child process. It usually means ...\n"]
+)
+def test_that_it_killed_itself_over_a_dead_child_is_no_kill_from_outside(log):
+    found = _sglang_log.diagnose(log, -9)
+    assert found is not None and found.kind is FailureKind.CRASHED and log.splitlines()[0].endswith(found.evidence[0])
 
 
 @given(st.text())
