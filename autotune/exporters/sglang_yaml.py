@@ -12,7 +12,7 @@ import yaml
 
 from autotune.engines._sglang_cpu import ENVIRONMENT, LAUNCHER
 from autotune.exporters import _proof
-from autotune.exporters._script import start
+from autotune.exporters._script import comments, start
 from autotune.exporters.base import Exporter, Winner
 from autotune.trial import Value
 
@@ -27,9 +27,8 @@ class SglangYaml(Exporter):
 
     def render(self, winner: Winner) -> Mapping[str, str]:
         values = {"model-path": winner.model_path, **_entries(winner.parameters)}
-        notes = [*winner.header(), *_usage(winner)]
-        text = "".join(f"# {line}\n" for line in notes)
-        return {FILE: text + yaml.safe_dump(values, sort_keys=False, default_flow_style=False, width=1000)}
+        notes = comments([*winner.header(), *_usage(winner)])
+        return {FILE: "\n".join([*notes, yaml.safe_dump(values, sort_keys=False, default_flow_style=False, width=1000)])}
 
     def prove(self, files: Mapping[str, str], winner: Winner) -> str:
         with tempfile.TemporaryDirectory() as folder:
