@@ -20,6 +20,7 @@ from autotune.engines import sglang as sglang_module
 from autotune.engines.base import Context, Flag
 from autotune.engines.sglang import SglangEngine
 from autotune.errors import InvalidInput, MissingPrerequisite
+from autotune.exporters import _proof
 from autotune.exporters.base import Winner
 from autotune.space import EngineSpace, Space
 from autotune.trial import Configuration, FailureKind, Scalar, TrialFailed
@@ -325,13 +326,22 @@ def test_what_reads_config_files_is_found_in_either_release(tmp_path, monkeypatc
         del sys.modules[name]
 
 
-def test_the_yaml_has_hyphens_and_only_switches_that_are_on():
+def test_the_yaml_has_hyphens_and_only_switches_that_are_on(monkeypatch):
+    monkeypatch.setattr(_proof, "flags_of", lambda engine: {})
     exporter = exporters.get("sglang_yaml")
     text = exporter.render(winner(page_size=16, enable_mixed_chunk=True, disable_radix_cache=False, quantization=None))[
         "sglang.yaml"
     ]
     assert "page-size: 16" in text and "enable-mixed-chunk: true" in text
     assert "disable-radix-cache" not in text and "quantization" not in text and "page_size" not in text
+
+
+def test_the_yaml_never_leaves_out_what_would_be_on_without_it(monkeypatch):
+    """SGLang's file has no word for it: left out, the launch would run with what its own default comes to."""
+    flag = Flag(name="enable_x", option="--enable-x", negation="--no-enable-x", type="bool")
+    monkeypatch.setattr(_proof, "flags_of", lambda engine: {"enable_x": flag})
+    (text,) = exporters.get("sglang_yaml").render(winner(enable_x=False)).values()
+    assert "enable-x: false" in text
 
 
 installed = pytest.mark.skipif(
@@ -367,6 +377,15 @@ def test_the_installed_parser_is_asked(real):
     )
     assert good.refused is None and good.resolved["page_size"] == 16 and good.resolved["cuda_graph_max_bs_decode"]
     assert "divisible by page_size" in (bad.refused or "") and "invalid choice" in (worse.refused or "")
+
+
+@pytest.mark.engine
+@installed
+def test_a_file_that_would_launch_something_else_is_refused(real):
+    one = winner(enable_tf32_matmul=False, device="cpu")
+    exporter = exporters.get("sglang_yaml")
+    with pytest.raises(InvalidInput, match="enable_tf32_matmul"):
+        exporter.prove(exporter.render(one), one)
 
 
 CPU_CANNOT = {"attention_backend", "sampling_backend", "cuda_graph_backend_prefill", "cuda_graph_max_bs_prefill", "quantization"}
