@@ -154,7 +154,7 @@ def test_a_port_answered_by_a_stranger_is_not_measured(run):
         finally:
             stop.set()
             thread.join()
-    assert "not of this trial" in failed(record, FailureKind.UNHEALTHY, Phase.START)
+    assert "not of this trial" in failed(record, FailureKind.MACHINE_FAULT, Phase.START)
 
 
 def test_a_child_that_ignores_term_is_killed_and_the_result_stands(run):
