@@ -234,5 +234,6 @@ def _finished(life: _Life, outcome: Outcome) -> Outcome:
     """A failure with its reason and advice; a measurement as it is."""
     if isinstance(outcome, Measured):
         return outcome
-    remains = Remains(life.context.folder, life.stop_facts.get("returncode"), life.job.attempt, life.oom_kills)
+    own = None if life.stop_facts.get("was_running") else life.stop_facts.get("returncode")
+    remains = Remains(life.context.folder, own, life.job.attempt, life.oom_kills)
     return failures.explained(outcome, life.engine, remains)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from autotune.exporters.base import Figure, Winner
 from autotune.ledger import STUDY
 from autotune.metrics import lookup
 from autotune.results import StudyResults
-from autotune.secrets import MASK, is_secret_name, redact
+from autotune.secrets import MASK, is_secret_name, redact, redact_named
 
 _ONCE = "It was not measured again beside the default: its figures are the search's own and may owe something to luck."
 
@@ -91,6 +92,8 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
     values = engine.explicit(record.configuration, plan.cache_of(store), effective)
     env = {name.removeprefix("env."): str(value) for name, value in values.items() if name.startswith("env.")}
     withheld = _withheld(engine)
+    options = engine.options.model_dump(mode="json", exclude_unset=True)
+    options["fixed"] = {name: value for name, value in engine.options.fixed.items() if name not in withheld}
     when = datetime.fromtimestamp(record.started_at, UTC).date().isoformat() if record.started_at else ""
     return Winner(
         study=study.name,
@@ -99,11 +102,11 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
         model=engine.options.model,
         model_path=engine.model_path(plan.cache_of(store)),
         configuration=record.configuration,
-        parameters={name: value for name, value in values.items() if not name.startswith("env.")},
+        parameters={name: value for name, value in values.items() if not name.startswith("env.") and name not in withheld},
         env={name: value for name, value in {**engine.options.env, **env}.items() if name not in withheld},
         interpreter=engine.options.python,
         gpus=len(record.gpus),
-        options=engine.options.model_dump(mode="json", exclude_unset=True),
+        options=options,
         figures=tuple(_figures(found, chosen)),
         measured_on=f"{when} on {identity.device}".strip(),
         cautions=_cautions(found, chosen, withheld),
@@ -112,8 +115,9 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
 
 
 def _withheld(engine: Engine) -> list[str]:
-    """Variables that hold a credential: a masked one would take the place of what is set where the files are used."""
-    return [name for name, value in engine.options.env.items() if is_secret_name(name) or MASK in redact(value)]
+    """Variables and parameters that hold a credential: a masked one would take the place of what is set where a file is used."""
+    variables = [name for name, value in engine.options.env.items() if is_secret_name(name) or MASK in redact(value)]
+    return variables + [name for name, value in engine.options.fixed.items() if MASK in redact_named(name, json.dumps(value))]
 
 
 def _cautions(found: StudyResults, chosen: Candidate, withheld: Sequence[str] = ()) -> tuple[str, ...]:

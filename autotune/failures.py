@@ -30,6 +30,7 @@ class Remains:
     folder: Path
     """The trial's, with its logs."""
     returncode: int | None
+    """None for an engine that had not ended by itself."""
     attempt: int
     oom_kills: int
     """What `oom_kills` told before the engine was launched."""

@@ -95,6 +95,8 @@ def read(folder: Path) -> History:
         data = path.read_bytes()
     except FileNotFoundError:
         raise NotFound(f"There is no study in {folder}.") from None
+    except OSError as error:
+        raise AutotuneError(f"Cannot read {path}: {error.strerror}.") from error
     return parse(data, path)[0]
 
 

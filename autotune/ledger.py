@@ -53,7 +53,7 @@ class Ledger:
         self._size = 0
         try:
             with _writing(folder):
-                if fresh:
+                if fresh or not self.path.exists():
                     _set_aside(folder)
                 self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
                 self.history = self._recover()
@@ -187,14 +187,17 @@ def _busy(path: Path) -> str:
 
 
 def _set_aside(folder: Path) -> None:
-    """Moves what an earlier run measured to `discarded/N`."""
-    old = [path for path in (folder / FILE, folder / STUDY, folder / "trials") if path.exists()]
-    if folder.joinpath(FILE).exists():
-        target = folder / "discarded" / str(sum(1 for _ in folder.glob("discarded/*")) + 1)
+    """Moves what an earlier run measured to `discarded/N`: also trials that no ledger knows, since one of the same number would
+    take their logs and steps for its own."""
+    trials = folder / "trials"
+    if (folder / FILE).exists() or any(trials.iterdir()):
+        taken = [int(path.name) for path in folder.glob("discarded/*") if path.name.isdecimal()]
+        target = folder / "discarded" / str(max(taken, default=0) + 1)
         target.mkdir(parents=True)
-        for path in old:
-            path.rename(target / path.name)
-        (folder / "trials").mkdir()
+        for path in (folder / FILE, folder / STUDY, trials):
+            if path.exists():
+                path.rename(target / path.name)
+        trials.mkdir()
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -72,6 +72,8 @@ class StopReport:
     returncode: int | None
     killed: int
     survivors: tuple[int, ...]
+    was_running: bool
+    """Whether the leader had still to be ended: its status is our own doing then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +139,13 @@ class Process:
         with self._lock:
             if self.report is None or self.members():
                 before = time.monotonic()
+                was_running = self.alive() if self.report is None else self.report.was_running
                 killed, survivors = end(self.members, self.pid, grace_s, reap_child=self.popen.poll)
                 if not survivors:
                     remove(self.segments)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.popen.wait(0.0 if survivors else 5.0)
-                self.report = StopReport(time.monotonic() - before, self.popen.poll(), killed, survivors)
+                self.report = StopReport(time.monotonic() - before, self.popen.poll(), killed, survivors, was_running)
             return self.report
 
     def __enter__(self) -> Self:

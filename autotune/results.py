@@ -16,7 +16,7 @@ import pandas as pd
 from autotune import ledger
 from autotune import study as studies
 from autotune.analysis import Analysis
-from autotune.errors import NotFound, NothingMeasured, nearest
+from autotune.errors import AutotuneError, NotFound, NothingMeasured, nearest
 from autotune.quality import QUALITY, Guard
 from autotune.rules import OwnRules
 from autotune.trial import TrialRecord
@@ -122,7 +122,11 @@ class StudyResults(Analysis):
 def load(name: str, store: Path) -> StudyResults:
     """Read a study of a store, finished or running. Raises NotFound with the nearest name, AutotuneError (damaged)."""
     folder = store / name
-    if not (folder / ledger.FILE).is_file():
+    try:
+        there = (folder / ledger.FILE).is_file()
+    except OSError as error:
+        raise AutotuneError(f"Cannot look for the study {name!r} in {store}: {error.strerror}.") from error
+    if not there:
         known = [path.name for path in ledger.studies(store)]
         close = nearest(name, known)
         hint = f" Did you mean {close!r}?" if close else f" It holds {', '.join(known)}." if known else " It holds none."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from autotune import executors, export, policy, process, results, source, tracking
 from autotune.agenda import Agenda
-from autotune.errors import AutotuneError, Interrupted, NothingMeasured
+from autotune.errors import AutotuneError, Interrupted, MachineUnusable, NothingMeasured, StoreUnwritable
 from autotune.executors.base import Site
 from autotune.export import Written
 from autotune.finalists import Verdict, planned, verdicts
@@ -21,6 +21,8 @@ from autotune.quality import QUALITY
 from autotune.results import RULES, StudyResults
 
 _FLUSH_S = 30.0
+_CAN_GO_ON = (Interrupted, MachineUnusable, StoreUnwritable)
+"""Ends of a study that runs no more until somebody continues it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def _followed(tracker: tracking.Tracker | None, interrupts: Interrupts) -> Itera
         yield
     except BaseException as error:
         if tracker is not None:
-            if isinstance(error, Interrupted):
+            if isinstance(error, _CAN_GO_ON):
                 tracker.finished("KILLED")
             tracker.flush(2.0 if interrupts.now else _FLUSH_S)
             tracker.close()

@@ -22,12 +22,14 @@ _KNOWN = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|xox[a-z]-[A-Za-z0-9\-]{10,})"
 )
 _COUNTS = re.compile(r"(?:max|num|total|input|output|prompt|per|batched|generated|cached)[_\-]?[a-z_\-]*tokens?", re.IGNORECASE)
+_VOCABULARY = re.compile(r"(?:.*[.\-_])?(?:bos|eos|unk|sep|pad|cls|mask|stop|image|audio|video)[_\-]token", re.IGNORECASE)
+"""A token of the model's own, as `pad_token: <|endoftext|>` sets one."""
 _SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)$", re.IGNORECASE)
 
 
 def is_secret_name(name: str) -> bool:
     """Whether an environment variable of this name is taken to hold a credential."""
-    return bool(_SECRET_NAME.search(name)) and not _COUNTS.fullmatch(name)
+    return bool(_SECRET_NAME.search(name)) and not _COUNTS.fullmatch(name) and not _VOCABULARY.fullmatch(name)
 
 
 def redact(text: str) -> str:
@@ -60,7 +62,8 @@ def _mask_assigned(match: re.Match[str]) -> str:
 
 
 def _is_credential(name: str, value: str) -> bool:
-    """`max_tokens: 64` is a number of tokens, `automountServiceAccountToken: false` a switch, `${HF_TOKEN:-}` a variable."""
-    counts = _COUNTS.fullmatch(name.strip("-"))
+    """`max_tokens: 64` is a number of tokens, `pad_token: "<pad>"` one of a vocabulary, `automountServiceAccountToken: false` a
+    switch, `${HF_TOKEN:-}` a variable."""
+    counts = _COUNTS.fullmatch(name.strip("-")) or _VOCABULARY.fullmatch(name)
     none = value.lower() in _NO_CREDENTIALS or _REFERENCE.fullmatch(value)
     return bool(_CREDENTIAL.fullmatch(name)) and not counts and not none

@@ -41,7 +41,8 @@ class Session(ABC):
 
     @abstractmethod
     def stop(self) -> Mapping[str, Value]:
-        """End every process of the trial and prove it. Idempotent. Returns facts: `seconds`, `returncode`, `killed`."""
+        """End every process of the trial and prove it. Idempotent. Returns facts: `seconds`, `returncode`, `killed`, and
+        `was_running` where the engine had not ended by itself, so that its status says nothing of it."""
 
     def reset_caches(self) -> bool:
         """Drop prefix caches between load levels. Returns whether the engine did; False when it has no such thing."""

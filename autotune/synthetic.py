@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from autotune.errors import NotFound, nearest
+from autotune.errors import NotFound, StoreUnwritable, nearest
 from autotune.trial import digest_of
 
 PREFIX = "synthetic:"
@@ -132,12 +132,20 @@ def make(model: str, cache: Path) -> Path:
     """The folder of `synthetic:NAME` below `cache`, made if it is not there; its name carries a digest of its content.
 
     Safe when several processes make the same model at once: each fills a folder of its own and one of them is renamed.
+    Raises StoreUnwritable.
     """
     values = config(model)
     name = model.removeprefix(PREFIX)
     folder = cache / "models" / f"{name}-{digest_of({'format': _FORMAT, 'config': values})}"
-    if folder.is_dir():
-        return folder
+    if not folder.is_dir():
+        try:
+            _make(folder, name, values)
+        except OSError as error:
+            raise StoreUnwritable(f"Cannot make the model {model!r} in {folder.parent}: {error.strerror}.") from error
+    return folder
+
+
+def _make(folder: Path, name: str, values: Mapping[str, Any]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
@@ -150,7 +158,6 @@ def make(model: str, cache: Path) -> Path:
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
 
 def _files(values: Mapping[str, Any]) -> dict[str, Any]:

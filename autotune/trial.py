@@ -49,7 +49,7 @@ class FailureKind(StrEnum):
     START_TIMEOUT = "start-timeout"
     CRASHED = "crashed"
     UNHEALTHY = "unhealthy"
-    """Alive but not serving: hung, wrong answers, or the port is answered by somebody else."""
+    """Alive but not serving: hung, or wrong answers."""
     INCOMPLETE = "incomplete"
     """Measured only in part: too few requests or steps, wrong token counts, or the client was the bottleneck."""
     ENDED_EARLY = "ended-early"

@@ -98,6 +98,26 @@ def test_a_kill_without_a_reason_is_the_machines_once_and_the_configurations_twi
     assert "ended with status -9" in failed(run({"mode": mode}, attempt=2), FailureKind.CRASHED, phase)
 
 
+@pytest.mark.parametrize(
+    ("mode", "kind", "status"),
+    [
+        ("drop", FailureKind.INCOMPLETE, None),
+        ("hang-load", FailureKind.UNHEALTHY, None),
+        ("die-load", FailureKind.MACHINE_FAULT, -9),
+    ],
+)
+def test_a_status_that_is_our_own_doing_explains_no_failure(run, mode, kind, status):
+    """Of an engine that is killed at its end as a matter of course, every failure would read as a kill from outside."""
+    told = []
+
+    class Asked(fake.FakeEngine):
+        def diagnose(self, log, returncode):
+            told.append(returncode)
+
+    failed(run({"mode": mode}, engine=Asked(fake.FakeOptions(kind="fake", stop_timeout_s=0.01))), kind, Phase.MEASURE)
+    assert told[-1] == status
+
+
 def test_what_was_ready_has_refused_no_flags(run):
     """A training's log names the same exception for a refused argument and for a reward function that fails at a later step."""
 
@@ -134,7 +154,7 @@ def test_a_port_answered_by_a_stranger_is_not_measured(run):
         finally:
             stop.set()
             thread.join()
-    assert "not of this trial" in failed(record, FailureKind.UNHEALTHY, Phase.START)
+    assert "not of this trial" in failed(record, FailureKind.MACHINE_FAULT, Phase.START)
 
 
 def test_a_child_that_ignores_term_is_killed_and_the_result_stands(run):

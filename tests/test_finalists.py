@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from autotune import export, results
+from autotune import study as studies
 from autotune.engines.recorded import RecordedEngine, RecordedOptions
 from autotune.errors import NothingMeasured
 from autotune.finalists import Verdict, choose, on_winner, plan, verdicts, winner
+from autotune.ledger import Ledger
 from autotune.score import Objective, Selector
 from autotune.trial import CLIENT_LATE, Measured, Measurement, Origin, Row, TrialJob
 
@@ -200,6 +202,34 @@ def test_an_export_lacks_credentials_and_says_so(study):
     analysis, _ = study({"tokens": 150.0})
     (said,) = (one for one in export._cautions(analysis, analysis.candidate(1), withheld) if "credential" in one)
     assert "HF_TOKEN, PROXY, STORED_TOKEN" in said
+
+
+KEPT = """\
+name: kept
+engine:
+  kind: vllm
+  model: org/gated
+  fixed: {hf_token: hush, max_model_len: 2048, hf_overrides: {auth_token: hush, eos_token: "</s>"}, tokenizer_mode: auto}
+workload: {kind: http}
+search_space: {include: vllm}
+objectives: [{maximize: output_tokens_per_s}]
+budget: {trials: 6}
+"""
+
+
+def test_an_export_hands_over_no_masked_parameter(tmp_path, make_record):
+    """The kept study has the mask in a credential's place: a launch with it was never measured, and no hub takes it."""
+    study, _ = studies.validate(text := studies.source.parse(KEPT, "study.yaml"))
+    identity = {"kind": "vllm", "version": "0.26.0", "python": "3.12.3", "device": "NVIDIA H200"}
+    with Ledger(tmp_path / "kept", studies.source.masked(text), study.identity) as ledger:
+        ledger.note("engines", {"vllm": identity})
+        for number in range(2):
+            ledger.record(make_record(number))
+    found = results.load("kept", tmp_path)
+    one = export.winner(found, found.candidate(1), tmp_path)
+    assert one.parameters == {"max_model_len": 2048, "tokenizer_mode": "auto", "max_num_seqs": 64}
+    assert one.options["fixed"] == {"max_model_len": 2048, "tokenizer_mode": "auto"}
+    assert any("Set hf_token, hf_overrides where it is launched" in said for said in one.cautions)
 
 
 @pytest.mark.parametrize(("p", "said"), [(0.0, "p < 1e-06"), (2e-9, "p < 1e-06"), (0.031, "p = 0.031"), (1.0, "p = 1")])

@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -163,6 +164,31 @@ def test_a_killed_holder_holds_nothing(tmp_path):
     holder.wait()
     holder.stdout.close()
     begin(tmp_path).close()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_trial_never_finds_the_folder_of_one_that_the_ledger_does_not_know(tmp_path, fresh):
+    """Setting aside may be cut short, and a ledger removed by hand: what an earlier trial of the number logged, and the steps it
+    trained, would be read as this one's."""
+    with begin(tmp_path) as book:
+        book.record(measured(0, x=1.0))
+    kept = tmp_path / "trials" / "0000-1" / "steps-0.jsonl"
+    kept.parent.mkdir()
+    kept.write_text("{}\n")
+    (tmp_path / ledger.FILE).unlink()
+    with Ledger(tmp_path, "name: s\n", "d1", fresh=fresh):
+        assert not kept.exists() and (tmp_path / "trials").is_dir()
+    assert (tmp_path / "discarded" / "1" / "trials" / "0000-1" / "steps-0.jsonl").exists()
+    with Ledger(tmp_path, "name: s\n", "d1"):
+        assert len(list((tmp_path / "discarded").iterdir())) == 1
+
+
+def test_what_is_set_aside_takes_a_name_of_its_own_whatever_was_removed(tmp_path):
+    for _ in range(3):
+        Ledger(tmp_path, "name: s\n", "d1", fresh=True).close()
+    shutil.rmtree(tmp_path / "discarded" / "1")
+    Ledger(tmp_path, "name: s\n", "d1", fresh=True).close()
+    assert sorted(path.name for path in (tmp_path / "discarded").iterdir()) == ["2", "3"]
 
 
 def test_a_changed_study_is_not_continued_and_fresh_sets_the_old_one_aside(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 
@@ -53,6 +54,38 @@ def test_a_machine_that_fails_every_trial_stops_the_study_and_a_mended_one_conti
     assert finished.results.default_candidate is not None, "the default is measured, whatever the machine did to it first"
     for number in kept.records:
         assert finished.results.record(number).configuration == kept.records[number].configuration
+
+
+class Told:
+    """A tracker that keeps what it was told."""
+
+    def __init__(self):
+        self.ends = []
+
+    def study_started(self):
+        self.ends.append("RUNNING")
+
+    def finished(self, status):
+        self.ends.append(status)
+
+    def flush(self, timeout_s):
+        return True
+
+    def trial(self, record):
+        return
+
+    def close(self):
+        return
+
+
+def test_a_study_that_a_failing_machine_stopped_is_not_shown_as_running(plan, monkeypatch):
+    told = Told()
+    monkeypatch.setattr(run.tracking, "Tracker", lambda store, study: told)
+    monkeypatch.setattr(RecordedWorkload, "run", lambda *arguments: 1 / 0)
+    study = plan.study.model_copy(update={"tracking": plan.study.tracking.model_copy(update={"enabled": True})})
+    with pytest.raises(MachineUnusable):
+        run.run(dataclasses.replace(plan, study=study), reporter=Silent())
+    assert told.ends == ["RUNNING", "KILLED"]
 
 
 class Expecting(Silent):

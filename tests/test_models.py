@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from autotune import models, synthetic
-from autotune.errors import NotFound
+from autotune.errors import NotFound, StoreUnwritable
 
 PUBLISHED = {
     "llama-3.1-8b": (8_030_261_248, 131072),
@@ -63,6 +63,12 @@ def test_a_model_is_made_once_and_named_by_its_content(tmp_path):
         "tokenizer.json",
         "tokenizer_config.json",
     }
+
+
+def test_a_model_that_cannot_be_kept_is_one_sentence(tmp_path):
+    (tmp_path / "models").write_text("in the way")
+    with pytest.raises(StoreUnwritable, match=r"Cannot make the model 'synthetic:tiny' in .*/models: File exists\."):
+        synthetic.make("synthetic:tiny", tmp_path)
 
 
 def test_many_processes_make_one_model(tmp_path):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from autotune import results, tables
-from autotune.errors import InvalidInput, NotFound, NothingMeasured
+from autotune.errors import AutotuneError, InvalidInput, NotFound, NothingMeasured
 from autotune.ledger import Ledger
 from autotune.pareto import hypervolume
 from autotune.trial import Configuration
@@ -115,6 +115,15 @@ def test_default_is_the_mean_of_its_runs(small):
 def test_an_unknown_study_is_answered_with_the_nearest(store):
     with pytest.raises(NotFound, match="small"):
         results.load("smal", store)
+
+
+def test_a_study_that_cannot_be_looked_for_is_answered(store):
+    with pytest.raises(AutotuneError, match="File name too long"):
+        results.load("x" * 300, store)
+    (store / "small" / "ledger.jsonl").unlink()
+    (store / "small" / "ledger.jsonl").mkdir()
+    with pytest.raises(AutotuneError, match=r"Cannot read .*small/ledger\.jsonl: Is a directory\."):
+        results.read(store / "small")
 
 
 def test_an_unknown_trial_and_metric_are_answered(small):

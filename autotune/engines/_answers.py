@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -29,15 +30,17 @@ class Answers:
     def get(self, question: str, ask: Callable[[], Any]) -> Any:
         """The answer as JSON gives it back, asked for once; one that cannot be had is not kept."""
         kept = self._path(question)
-        if not kept.is_file():
-            self._keep(kept, ask())
-        return json.loads(kept.read_text())
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads(kept.read_text())
+        answer = ask()
+        self._keep(kept, answer)
+        return json.loads(json.dumps(answer))
 
     def verdicts(self, questions: Sequence[Value], ask: Callable[[list[int]], list[Verdict]]) -> list[Verdict]:
         """A verdict to each question; `ask` answers those at some places. A refusal is asked again every time, because what
         it complains of may have been mended outside the question."""
         paths = [self._path(question) for question in questions]
-        found = {index: _verdict(path) for index, path in enumerate(paths) if path.is_file()}
+        found = {index: kept for index, path in enumerate(paths) if (kept := _verdict(path)) is not None}
         missing = [index for index in range(len(questions)) if index not in found]
         for index, verdict in zip(missing, ask(missing) if missing else [], strict=True):
             found[index] = verdict
@@ -49,12 +52,20 @@ class Answers:
         return models.shared_cache() / "flags" / f"{self._kind}-{self._about}-{digest_of(question)}.json"
 
     def _keep(self, path: Path, answer: Any) -> None:
-        """Written beside its place and moved there whole, so that a second process never reads half of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Written beside its place and moved there whole, so that a second process never reads half of it. Where it cannot be
+        kept, it is asked again."""
         draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(answer))
-        draft.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(answer))
+            draft.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                draft.unlink()
 
 
-def _verdict(path: Path) -> Verdict:
-    return Verdict.model_validate_json(path.read_text())
+def _verdict(path: Path) -> Verdict | None:
+    """A kept verdict; None where there is none, or what a full disk or a crash has left of one."""
+    with contextlib.suppress(OSError, ValueError):
+        return Verdict.model_validate_json(path.read_text())
+    return None

@@ -135,6 +135,7 @@ class ServingSession(Session):
         report = self._process.stop(0.0 if self._dialect.lingers else self._options.stop_timeout_s)
         free = process.wait_gone(self._port, 5.0)
         facts: dict[str, Value] = {"seconds": report.seconds, "returncode": report.returncode, "killed": report.killed}
+        facts["was_running"] = report.was_running
         if report.survivors or not free:
             facts |= {"survivors": list(report.survivors), "port_free": free}
         if self._gpu is not None:
@@ -168,8 +169,9 @@ class ServingSession(Session):
                 self._let_finish()
                 if self._process.returncode() is not None:
                     raise self._death()
-            said = f"Port {self._port} is answered by process {owner}, which is not of this trial."
-            raise TrialFailed(FailureKind.UNHEALTHY, self._phase, said, advice="Run the trial again: it takes another port.")
+            who = "a process that cannot be looked at" if owner is None else f"process {owner}"
+            said = f"Port {self._port} is answered by {who}, which is not of this trial."
+            raise TrialFailed(FailureKind.MACHINE_FAULT, self._phase, said, advice="The trial is run again, with another port.")
 
     def _death(self) -> TrialFailed:
         returncode = self._process.returncode()

@@ -31,6 +31,12 @@ FATAL = re.compile(
     r"Scheduler hit an exception|Received sigquit from a child process|(?:sglang serve|launch_server\.py|launch\.py): error:"
 )
 
+_OWN_END = re.compile(
+    r"Scheduler hit an exception|Received sigquit from a child process|SIGQUIT received"
+    r"|Subprocess \S+ \(pid=\d+\) crashed with exit code (?!-9\b)"
+)
+"""What it says before it kills its own processes because one of them has died; -9 is a child that somebody else killed."""
+_CHILD_KILLED = re.compile(r"Subprocess \S+ \(pid=\d+\) crashed with exit code -9\b")
 _REFUSED = re.compile(r"(?:sglang serve|launch_server\.py|launch\.py): error:\s*(?P<said>.*)")
 _EXCEPTION = re.compile(r"^(?:\[[^\]]*\]\s*)?(?:\w+\.)*(?P<type>[A-Z]\w*(?:Error|Exception))(?::\s|$)")
 _ECHO = re.compile(r"EOFError|CancelledError|scheduler (?:is dead|died)|Initialization failed|ConnectionResetError|BrokenPipeError")
@@ -73,15 +79,15 @@ def diagnose(log: str, returncode: int | None) -> Diagnosis | None:
     if found := decisive(lines, _REFUSED):
         said = tuple(match["said"] for line in found if (match := _REFUSED.search(line)))
         return Diagnosis(kind=FailureKind.INVALID_CONFIG, evidence=said, advice="SGLang's own parser refuses these flags.")
-    return _exception(lines, returncode)
+    return _exception(lines)
 
 
-def _exception(lines: Sequence[str], returncode: int | None) -> Diagnosis | None:
+def _exception(lines: Sequence[str]) -> Diagnosis | None:
     """The last exceptions after a traceback began, without the parent's echoes."""
     start = next((index for index, line in enumerate(lines) if "Traceback (most recent call last)" in line), None)
     found = [line for line in lines[start:] if _EXCEPTION.match(line) and not _ECHO.search(line)] if start is not None else []
     if not found:
-        return _killed(lines) if returncode == -9 else None
+        return _ended_itself(lines)
     match = _EXCEPTION.match(found[-1])
     assert match is not None, "found holds only matching lines"
     evidence = _clean(tuple(dict.fromkeys(found))[-2:])
@@ -94,15 +100,13 @@ def _exception(lines: Sequence[str], returncode: int | None) -> Diagnosis | None
     return Diagnosis(kind=FailureKind.CRASHED, evidence=evidence, advice=f"SGLang died {when}; the trial's log has the traceback.")
 
 
-def _killed(lines: Sequence[str]) -> Diagnosis | None:
-    """Killed with SIGKILL without a word: SGLang kills its own tree only after it has said so."""
-    if any(FATAL.search(line) for line in lines):
+def _ended_itself(lines: Sequence[str]) -> Diagnosis | None:
+    """One of its processes died without a word. The status -9 is then SGLang's own doing, unless that process was killed itself."""
+    found = decisive(lines, _OWN_END)
+    if not found or any(_CHILD_KILLED.search(line) for line in lines):
         return None
-    return Diagnosis(
-        kind=FailureKind.CRASHED,
-        evidence=("SGLang was killed by SIGKILL from outside, and its log names no reason.",),
-        advice="The kernel's out-of-memory killer is the usual cause; look at the machine's free memory.",
-    )
+    said = "SGLang ended itself because one of its processes had died; the trial's log has what it wrote last."
+    return Diagnosis(kind=FailureKind.CRASHED, evidence=_clean(found), advice=said)
 
 
 def _memory_advice(found: Sequence[str]) -> str:

@@ -245,7 +245,8 @@ class LaunchedTraining(TrainingSession):
         report = self._process.stop(self._options.stop_timeout_s)
         for folder in (self._context.scratch, *self._dialect.leftovers):
             shutil.rmtree(folder, ignore_errors=True)
-        return {"seconds": report.seconds, "returncode": report.returncode, "killed": report.killed, "survivors": report.survivors}
+        facts: dict[str, Value] = {"seconds": report.seconds, "returncode": report.returncode, "killed": report.killed}
+        return {**facts, "was_running": report.was_running, "survivors": report.survivors}
 
 
 def finite(metrics: Mapping[str, float | None]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from autotune.engines import _flags
 from autotune.errors import AutotuneError
 from autotune.exporters import _proof
+from autotune.exporters._script import comments
 from autotune.exporters.base import Winner
 from autotune.trial import Value
 
@@ -73,14 +74,15 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:52].rstrip("-")
 
 
-def header(winner: Winner, start: str) -> str:
-    """The comment on top of a file."""
+def header(winner: Winner, start: str, *notes: str) -> str:
+    """The comment on top of a file, `notes` at its end."""
     lines = [
         *winner.header(),
         "The image holds the engine's measured version; its other packages may differ.",
         f"Start it with: {start}",
+        *notes,
     ]
-    return "".join(f"# {line}\n" for line in lines)
+    return "".join(f"{line}\n" for line in comments(lines))
 
 
 def proved(arguments: Sequence[str], winner: Winner, file: str) -> str:

@@ -28,5 +28,5 @@ def start(interpreter: Path | None) -> str:
 
 
 def comments(notes: Iterable[str]) -> list[str]:
-    """Lines that a shell and a YAML parser both pass over."""
-    return [f"# {line}" for line in notes]
+    """Lines that a shell and a YAML parser both pass over, also where a note has several: a study's own reasons may."""
+    return [f"# {line}" for note in notes for line in note.splitlines()]

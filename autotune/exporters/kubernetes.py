@@ -25,11 +25,11 @@ class Kubernetes(Exporter):
     def render(self, winner: Winner) -> Mapping[str, str]:
         one = container(winner)
         documents = [_deployment(one, winner), _service(one, winner)]
-        notes = header(winner, f"kubectl apply -f {FILE}")
         if one.model_folder is None:
-            notes += "# A gated model needs: kubectl create secret generic hub --from-literal=token=...\n"
+            needed = "A gated model needs: kubectl create secret generic hub --from-literal=token=..."
         else:
-            notes += f"# The model's folder {one.model_folder} must lie on the node.\n"
+            needed = f"The model's folder {one.model_folder} must lie on the node."
+        notes = header(winner, f"kubectl apply -f {FILE}", needed)
         return {FILE: notes + yaml.safe_dump_all(documents, sort_keys=False, width=1000)}
 
     def prove(self, files: Mapping[str, str], winner: Winner) -> str:

@@ -11,8 +11,9 @@ from typing import ClassVar
 import yaml
 
 from autotune.engines._sglang_cpu import ENVIRONMENT, LAUNCHER
+from autotune.engines.base import Flag
 from autotune.exporters import _proof
-from autotune.exporters._script import start
+from autotune.exporters._script import comments, start
 from autotune.exporters.base import Exporter, Winner
 from autotune.trial import Value
 
@@ -26,10 +27,9 @@ class SglangYaml(Exporter):
     engines: ClassVar[tuple[str, ...]] = ("sglang",)
 
     def render(self, winner: Winner) -> Mapping[str, str]:
-        values = {"model-path": winner.model_path, **_entries(winner.parameters)}
-        notes = [*winner.header(), *_usage(winner)]
-        text = "".join(f"# {line}\n" for line in notes)
-        return {FILE: text + yaml.safe_dump(values, sort_keys=False, default_flow_style=False, width=1000)}
+        values = {"model-path": winner.model_path, **_entries(winner.parameters, _proof.flags_of(_proof.engine_of(winner)))}
+        notes = comments([*winner.header(), *_usage(winner)])
+        return {FILE: "\n".join([*notes, yaml.safe_dump(values, sort_keys=False, default_flow_style=False, width=1000)])}
 
     def prove(self, files: Mapping[str, str], winner: Winner) -> str:
         with tempfile.TemporaryDirectory() as folder:
@@ -38,9 +38,12 @@ class SglangYaml(Exporter):
             return _proof.prove(_proof.engine_of(winner), ["--config", str(path)], winner, FILE)
 
 
-def _entries(parameters: Mapping[str, Value]) -> dict[str, Value]:
-    """Parameters as the file takes them: false and null are said by leaving them out."""
-    return {name.replace("_", "-"): value for name, value in parameters.items() if value is not None and value is not False}
+def _entries(parameters: Mapping[str, Value], flags: Mapping[str, Flag]) -> dict[str, Value]:
+    """Parameters as the file takes them: null, and false of a switch, are said by leaving them out. What only an opposite of its
+    own turns off the file cannot say: SGLang refuses it there, instead of running with what its default comes to."""
+    opposed = {name for name, flag in flags.items() if flag.negation is not None}
+    said = {name: value for name, value in parameters.items() if value is not None and (value is not False or name in opposed)}
+    return {name.replace("_", "-"): value for name, value in said.items()}
 
 
 def _usage(winner: Winner) -> list[str]:

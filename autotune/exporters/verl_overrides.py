@@ -32,7 +32,7 @@ class VerlOverrides(Exporter):
 
     def render(self, winner: Winner) -> Mapping[str, str]:
         values = _values(winner)
-        notes = [*winner.header(), *_units(), f"Start it with: {start(winner.interpreter)}sh {LAUNCH}"]
+        notes = [*winner.header(), *_units(winner), f"Start it with: {start(winner.interpreter)}sh {LAUNCH}"]
         content = {"defaults": ["ppo_trainer", "_self_"], **_nested(values)}
         main, env = "python3 -m verl.trainer.main_ppo", _environment(winner)
         given = [shlex.quote(override(name, value)) for name, value in values.items()]
@@ -61,11 +61,21 @@ def _values(winner: Winner) -> dict[str, Value]:
     return dict(_proof.configured(winner).parameters(winner.configuration, winner.model_path))
 
 
-def _units() -> list[str]:
+def _units(winner: Winner) -> list[str]:
+    options = _proof.configured(winner).options
+    looked = f"The trial looked for finished samples every {options.poll_s:g} s"
+    waits = f"{looked}, verl itself does every 2 s: a step may take so much longer."
     return [
         "train_batch_size and ppo_mini_batch_size count prompts over all GPUs; micro-batch sizes count answers on one GPU.",
         "The trial ran for a set number of steps: set trainer.total_epochs or trainer.total_training_steps for yours.",
+        *([] if _patched(winner) else [waits]),
     ]
+
+
+def _patched(winner: Winner) -> bool:
+    """Whether the files launch with the plug-in that trials have."""
+    options = _proof.configured(winner).options
+    return bool(options.cpu or options.algorithm == "ppo")
 
 
 def _environment(winner: Winner) -> dict[str, str]:
@@ -73,8 +83,9 @@ def _environment(winner: Winner) -> dict[str, str]:
     options = _proof.configured(winner).options
     env = {"OMP_NUM_THREADS": str(options.threads), **winner.env}
     modules, folders = [], []
-    if options.cpu or options.algorithm == "ppo":
+    if _patched(winner):
         modules, folders = ["autotune_verl_trial"], [str(TRIAL_FOLDER)]
+        env = {"AUTOTUNE_VERL_POLL_S": str(options.poll_s), **env}
     if options.cpu:
         modules, folders = [*modules, "autotune_verl_cpu"], [*folders, str(CPU_FOLDER)]
         env |= {"VERL_PLATFORM": "cpu", "TORCHDYNAMO_DISABLE": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}

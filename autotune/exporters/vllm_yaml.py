@@ -11,7 +11,7 @@ from typing import ClassVar
 import yaml
 
 from autotune.exporters import _proof
-from autotune.exporters._script import start
+from autotune.exporters._script import comments, start
 from autotune.exporters.base import Exporter, Winner
 from autotune.exporters.shell import entry
 
@@ -26,8 +26,9 @@ class VllmYaml(Exporter):
 
     def render(self, winner: Winner) -> Mapping[str, str]:
         values = {name.replace("_", "-"): value for name, value in winner.parameters.items() if value is not None}
-        notes = "".join(f"# {line}\n" for line in (*winner.header(), "Start it with:", f"  {_start(winner)}"))
-        return {FILE: notes + yaml.safe_dump({"model": winner.model_path, **values}, sort_keys=False, width=1000)}
+        notes = comments([*winner.header(), "Start it with:", f"  {_start(winner)}"])
+        content = yaml.safe_dump({"model": winner.model_path, **values}, sort_keys=False, width=1000)
+        return {FILE: "\n".join([*notes, content])}
 
     def prove(self, files: Mapping[str, str], winner: Winner) -> str:
         with tempfile.TemporaryDirectory() as folder:

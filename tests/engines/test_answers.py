@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from autotune import models
 from autotune.engines._answers import Answers
 from autotune.engines.base import Identity, Verdict
 
@@ -57,3 +58,23 @@ def test_what_cannot_be_answered_is_not_kept(probe):
     with pytest.raises(RuntimeError):
         answers.get("flags", broken)
     assert answers.get("flags", lambda: 3) == 3
+
+
+@pytest.mark.parametrize("left", ["", "{"])
+def test_what_a_crash_has_left_of_an_answer_is_asked_anew(probe, left):
+    answers = Answers(IDENTITY, "python", probe)
+    asked = []
+    assert answers.get("flags", lambda: 3) == 3 and verdicts(answers, ["a"], asked)[0].resolved == {"q": "a"}
+    for kept in models.shared_cache().glob("flags/*"):
+        kept.write_text(left)
+    assert answers.get("flags", lambda: 4) == 4 and verdicts(answers, ["a"], asked)[0].resolved == {"q": "a"}
+    assert answers.get("flags", lambda: 5) == 4 and len(asked) == 2
+
+
+def test_an_answer_that_cannot_be_kept_is_given_all_the_same(probe):
+    """On a full disk or a read-only one a study is checked, and says so itself where it has to write."""
+    models.shared_cache().parent.mkdir()
+    models.shared_cache().write_text("in the way")
+    answers = Answers(IDENTITY, "python", probe)
+    assert answers.get("flags", lambda: (3,)) == [3]
+    assert verdicts(answers, ["a"], [])[0].resolved == {"q": "a"}

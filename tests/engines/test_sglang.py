@@ -20,6 +20,7 @@ from autotune.engines import sglang as sglang_module
 from autotune.engines.base import Context, Flag
 from autotune.engines.sglang import SglangEngine
 from autotune.errors import InvalidInput, MissingPrerequisite
+from autotune.exporters import _proof
 from autotune.exporters.base import Winner
 from autotune.space import EngineSpace, Space
 from autotune.trial import Configuration, FailureKind, Scalar, TrialFailed
@@ -269,9 +270,22 @@ def test_a_healthy_log_says_nothing():
     assert _sglang_log.diagnose(log, 0) is None
 
 
-def test_an_unexplained_kill_is_not_called_the_configurations_fault():
-    found = _sglang_log.diagnose("[2026-11-21 12:50:55] Prefill batch, #new-seq: 1\n", -9)
-    assert found is not None and found.kind is FailureKind.CRASHED and "outside" in found.evidence[0]
+CHILD = "[2026-11-21 12:50:55] Subprocess scheduler_0 (pid=7) crashed with exit code {}. Triggering SIGQUIT for cleanup...\n"
+QUIT = "[2026-11-21 12:50:55] SIGQUIT received. signum=3, frame=None. It usually means one child failed.\n"
+
+
+@pytest.mark.parametrize("log", ["[2026-11-21 12:50:55] Prefill batch, #new-seq: 1\n", CHILD.format(-9) + QUIT])
+def test_an_unexplained_kill_is_not_called_the_configurations_fault(log):
+    """Nothing is said of it, so that it counts as any other engine's: the machine's the first time."""
+    assert _sglang_log.diagnose(log, -9) is None
+
+
+@pytest.mark.parametrize(
+    "log", [CHILD.format(-11) + QUIT, QUIT, "[2026-11-21 12:50:55] Received sigquit from a child process. It usually means ...\n"]
+)
+def test_that_it_killed_itself_over_a_dead_child_is_no_kill_from_outside(log):
+    found = _sglang_log.diagnose(log, -9)
+    assert found is not None and found.kind is FailureKind.CRASHED and log.splitlines()[0].endswith(found.evidence[0])
 
 
 @given(st.text())
@@ -312,13 +326,22 @@ def test_what_reads_config_files_is_found_in_either_release(tmp_path, monkeypatc
         del sys.modules[name]
 
 
-def test_the_yaml_has_hyphens_and_only_switches_that_are_on():
+def test_the_yaml_has_hyphens_and_only_switches_that_are_on(monkeypatch):
+    monkeypatch.setattr(_proof, "flags_of", lambda engine: {})
     exporter = exporters.get("sglang_yaml")
     text = exporter.render(winner(page_size=16, enable_mixed_chunk=True, disable_radix_cache=False, quantization=None))[
         "sglang.yaml"
     ]
     assert "page-size: 16" in text and "enable-mixed-chunk: true" in text
     assert "disable-radix-cache" not in text and "quantization" not in text and "page_size" not in text
+
+
+def test_the_yaml_never_leaves_out_what_would_be_on_without_it(monkeypatch):
+    """SGLang's file has no word for it: left out, the launch would run with what its own default comes to."""
+    flag = Flag(name="enable_x", option="--enable-x", negation="--no-enable-x", type="bool")
+    monkeypatch.setattr(_proof, "flags_of", lambda engine: {"enable_x": flag})
+    (text,) = exporters.get("sglang_yaml").render(winner(enable_x=False)).values()
+    assert "enable-x: false" in text
 
 
 installed = pytest.mark.skipif(
@@ -354,6 +377,15 @@ def test_the_installed_parser_is_asked(real):
     )
     assert good.refused is None and good.resolved["page_size"] == 16 and good.resolved["cuda_graph_max_bs_decode"]
     assert "divisible by page_size" in (bad.refused or "") and "invalid choice" in (worse.refused or "")
+
+
+@pytest.mark.engine
+@installed
+def test_a_file_that_would_launch_something_else_is_refused(real):
+    one = winner(enable_tf32_matmul=False, device="cpu")
+    exporter = exporters.get("sglang_yaml")
+    with pytest.raises(InvalidInput, match="enable_tf32_matmul"):
+        exporter.prove(exporter.render(one), one)
 
 
 CPU_CANNOT = {"attention_backend", "sampling_backend", "cuda_graph_backend_prefill", "cuda_graph_max_bs_prefill", "quantization"}

@@ -82,6 +82,20 @@ def test_the_environment_that_was_measured_is_named_where_it_is_not_the_tuners(n
     assert not [line for line in text.splitlines() if "PATH=" in line and not line.startswith("#")]
 
 
+@pytest.mark.parametrize("name", ["shell", "vllm_yaml", "sglang_yaml", "compose", "kubernetes", "trl_yaml", "verl_overrides"])
+def test_a_note_of_several_lines_is_a_comment_in_all_of_them(name, monkeypatch):
+    """The reason of a rule, which a caution tells, may be a block of the study's YAML: its second line would be run."""
+    monkeypatch.setattr(_proof, "flags_of", lambda engine: FLAGS)
+    kind = exporters.get(name).engines[0]
+    said = winner(GPU.model_copy(update={"kind": kind}), cautions=("It is forbidden: slow\ntouch hurt: [\n",), parameters={})
+    plain = said.model_copy(update={"cautions": ("It is forbidden: slow",)})
+    with_it, without = exporters.get(name).render(said), exporters.get(name).render(plain)
+    for file, text in with_it.items():
+        left = [line for line in text.splitlines() if line not in ("# touch hurt: [", "# ")]
+        assert left == without[file].splitlines()
+    assert any("# touch hurt: [" in text for text in with_it.values())
+
+
 def test_an_engine_that_is_not_installed_still_gets_a_script(monkeypatch):
     monkeypatch.setattr(_proof, "flags_of", lambda engine: {})
     (text,) = exporters.get("shell").render(winner()).values()

@@ -98,6 +98,14 @@ def test_a_gpu_winner_needs_no_plug_in():
     assert "VERL_USE_EXTERNAL_MODULES" not in files["train.sh"] and "autotune_verl" not in files["overrides.sh"]
 
 
+@pytest.mark.parametrize(("cpu", "algorithm", "plugged"), [(True, "grpo", True), (False, "ppo", True), (False, "grpo", False)])
+def test_a_launch_waits_for_samples_as_the_trial_did_or_says_that_it_does_not(cpu, algorithm, plugged):
+    options = {**SMALL_VERL, "cpu": cpu, "algorithm": algorithm, "model": "/m", "dataset": "/d.parquet", "poll_s": 0.5}
+    text = exporters.get("verl_overrides").render(winner("verl", options=options, values=VERL))["train.sh"]
+    assert ("export AUTOTUNE_VERL_POLL_S=0.5\n" in text) is plugged
+    assert ("every 0.5 s, verl itself does every 2 s" in text) is not plugged
+
+
 @pytest.mark.parametrize(
     ("kind", "exporter", "values", "changed"),
     [("trl", "trl_yaml", TRL, "learning_rate"), ("verl", "verl_overrides", VERL, "data.train_batch_size")],
