@@ -45,6 +45,19 @@ def test_a_finalist_that_holds_is_better(study):
     }
 
 
+def test_rounding_gives_nobody_a_place_on_the_front(small_study, make_record):
+    """Everybody reserves the same memory. The mean of the finalist's three runs was above it in the last digit."""
+    gib = 52858 / 1024
+    default, fast, slow = make_record(0), make_record(1), make_record(2)
+    found = [run(default, 0, Origin.DEFAULT, 100.0, memory=gib), run(fast, 1, Origin.SEARCH, 200.0, memory=gib)]
+    found += [run(slow, 2, Origin.SEARCH, 150.0, memory=gib)]
+    for turn in range(3):
+        found += [run(default, 3 + 2 * turn, Origin.BASELINE, 100.0 + turn, memory=gib)]
+        found += [run(fast, 4 + 2 * turn, Origin.FINALIST, 200.0 + turn, memory=gib)]
+    analysis = results.StudyResults(small_study, tuple(found))
+    assert [analysis.feasible[index].trial for index in analysis.noisy_front.members] == [1]
+
+
 def test_a_lucky_search_run_does_not_keep_a_constraint_that_the_rounds_break(study):
     """The mean over all four runs keeps the 500 ms, that of the three rounds does not."""
     analysis, said = study(*({"tokens": 150.0 + turn, "ttft": 560.0} for turn in range(3)))
