@@ -132,7 +132,8 @@ def test_effects_name_the_parameter_that_matters(small_study, make_record):
 
 
 def test_effects_of_a_constant_objective_or_too_few_trials_are_none(small_study, make_record, small):
-    assert effects.effects(many(small_study, make_record, lambda values, number: 7.0)) == ()
+    for same in (7.0, 7.1, 2.8 * 2**0.5):
+        assert effects.effects(many(small_study, make_record, lambda values, number, same=same: same)) == ()
     assert effects.effects(small) == ()
 
 
