@@ -87,6 +87,7 @@ def test_load_curves_leave_invalid_rows_out(small_study, make_record):
     ("levels", "expected"),
     [
         ([{"request_rate": 2.5}, {"request_rate": 4}], [2.5, 4]),
+        ([{"request_rate": 4.0}, {"request_rate": 8.0}, {"request_rate": 16.0}, {"request_rate": 11.3}], [4, 8, 11.3, 16]),
         ([{"request_rate": 10.0}, {"concurrency": 256}], ["request_rate 10", "concurrency 256"]),
         ([{"seed": 0, "step": 1}, {"seed": 0, "step": 2}, {"seed": 1, "step": 1}], [1, 2, None, 1]),
     ],
