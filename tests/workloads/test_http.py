@@ -323,3 +323,15 @@ def test_clients_carry_the_tag_and_die_with_the_driver(tmp_path):
     while psutil.pid_exists(int(told)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not psutil.pid_exists(int(told)) or psutil.Process(int(told)).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("load", "traffic"),
+    [({"request_rate": 0.3, "arrival": "constant"}, TRAFFIC), ({"concurrency": 1}, {**TRAFFIC, "turns": 5, "think_s": 3.2})],
+)
+def test_an_engine_that_nobody_asks_is_not_silent(tmp_path, load, traffic):
+    """Gaps longer than the deadline, as slow rates, conversations and traces have them, are no hang."""
+    with serving(*FAST) as session:
+        window = {"warm_up_s": 0, "measure_s": 7.0, "deadline_s": 1.0}
+        (row,) = run(session, tmp_path, load=[load], traffic=traffic, window=window).rows
+    assert row.invalid is None and row.metrics["requests_per_s"] > 0
