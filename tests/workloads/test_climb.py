@@ -51,11 +51,25 @@ def test_the_ceiling_is_the_lowest_rate_that_broke():
     assert climb.best <= 20 <= seen[-1]
 
 
-def test_it_stops_when_throughput_stops():
+@given(st.floats(0.1, 100), st.floats(1, 100))
+def test_what_an_engine_does_not_serve_is_no_rate_that_it_sustains(start, served):
+    """The SLO is kept at any rate, as one on TPOT may be: 480 requests/s were named of an engine that finished 147."""
+    climb = probe(Climb(BOUNDS, start, max_steps=40, precision=0.05), 1e9, plateau=served)
+    assert climb.found_limit
+    assert served / 1.05 / 1.0001 <= climb.best <= served * 1.05 * 1.0001
+
+
+def test_doubling_ends_when_throughput_stops():
     climb = probe(Climb(BOUNDS, 1, max_steps=20, precision=0.05), 1e9, plateau=8)
-    assert [rate for rate, _, _ in climb.probes] == [1, 2, 4, 8, 16]
-    assert climb.best == 16
-    assert not climb.found_limit
+    assert [rate for rate, _, _ in climb.probes][:5] == [1, 2, 4, 8, 16]
+    assert max(climb.probes)[0] == 16 and climb.best == pytest.approx(8, rel=0.05)
+
+
+def test_a_climb_that_began_far_above_what_is_served_says_so():
+    climb = probe(Climb(BOUNDS, 64, max_steps=3, precision=0.05), 1e9, plateau=8)
+    assert [rate for rate, _, _ in climb.probes] == [64, 128, 32]
+    assert climb.best is None
+    assert "at 32 requests/s, the lowest, only 8 of them finished a second" in climb.never_met()
 
 
 @pytest.mark.parametrize("window_s", [5.0, 20.0, 60.0])
@@ -80,7 +94,8 @@ def test_it_stops_when_throughput_stops_although_arrivals_are_left_to_chance():
     while (rate := climb.next_rate()) is not None:
         values = {"tpot_ms.p95": 20.0, "requests_per_s": min(rate, 2.0)}
         climb.observe(rate, Row(level={"request_rate": rate}, metrics=values))
-    assert [rate for rate, _, _ in climb.probes] == [1, 2, 4]
+    assert [rate for rate, _, _ in climb.probes][:3] == [1, 2, 4] and max(climb.probes)[0] == 4
+    assert climb.best == pytest.approx(2, rel=0.05)
 
 
 def test_nothing_good_is_said_to_be_nothing():
