@@ -10,6 +10,7 @@ from time import perf_counter, sleep
 
 from autotune.bar import Level, SoFar
 from autotune.engines.base import Context
+from autotune.score import level_name
 from autotune.session import Session
 from autotune.trial import CLIENT_LATE, FailureKind, Measurement, Phase, Row, TrialFailed, Value
 from autotune.workloads._load import server_metrics
@@ -187,9 +188,13 @@ class Run:
         if climb.best is None and climb.probes:
             self._facts["missing"] = dict.fromkeys(("slo_request_rate", "slo_goodput_per_s"), climb.never_met())
         if climb.best is not None:
+            row = rows[climb.best]
+            if row.unsteady is not None:
+                why = f"{level_name(row)}: {row.unsteady}"
+                self._facts["unsteady"] = dict.fromkeys(("slo_request_rate", "slo_goodput_per_s"), why)
             self._totals["slo_request_rate"] = climb.best
-            if "goodput_per_s" in rows[climb.best].metrics:
-                self._totals["slo_goodput_per_s"] = rows[climb.best].metrics["goodput_per_s"]
+            if "goodput_per_s" in row.metrics:
+                self._totals["slo_goodput_per_s"] = row.metrics["goodput_per_s"]
 
     def _may_cut(self) -> bool:
         """Whether a rate that has surely broken the SLO need not be measured whole: in a trial that may be ended early, whose
