@@ -170,6 +170,17 @@ def test_server_metrics_of_a_window():
     assert "preemptions" not in metrics_of([(0.0, first)])
 
 
+def test_what_sglang_has_not_counted_yet_is_nothing_and_not_unknown():
+    """It shows a counter from its first event on: of 52 levels on an H200 none had preemptions, and a bound on them no trial."""
+    calm = parse('sglang:num_queue_reqs{tp_rank="0"} 0\nsglang:prompt_tokens_total{is_streaming="true"} 100\n')
+    found = metrics_of([(0.0, calm), (1.0, {**calm, "sglang:prompt_tokens_total": 200.0})])
+    assert (found["preemptions"], found["prefix_cache_hit_rate"]) == (0, 0)
+    began = {"sglang:prompt_tokens_total": 200.0, "sglang:cached_tokens_total": 50.0, "sglang:num_retracted_requests_total": 3.0}
+    found = metrics_of([(0.0, calm), (1.0, {**calm, **began})])
+    assert (found["preemptions"], found["prefix_cache_hit_rate"]) == (3, 0.5)
+    assert "preemptions" not in metrics_of([(0.0, parse("other:x 1\n")), (1.0, parse("other:x 1\n"))])
+
+
 def test_a_restarted_counter_is_unknown():
     assert cross_check([(0, {"vllm:generation_tokens_total": 9}), (1, {"vllm:generation_tokens_total": 3})], 5) is None
 
