@@ -70,6 +70,10 @@ def value(record: TrialRecord, objective: Objective) -> float | None:
 
 def own_fault(record: TrialRecord) -> bool:
     """Whether a run without a score failed, or served a level invalidly, for a reason that is the configuration's own."""
-    if isinstance(record.outcome, Failed):
-        return record.outcome.kind.deterministic and record.outcome.kind is not FailureKind.ENDED_EARLY
-    return any(row.invalid is not None and CLIENT_LATE not in row.invalid for row in record.outcome.measurement.rows)
+    outcome = record.outcome
+    if isinstance(outcome, Failed):
+        # Where the client was late at every level nothing was measured, and that failure is as little the configuration's.
+        rows = outcome.partial.rows if outcome.kind is FailureKind.INCOMPLETE and outcome.partial is not None else ()
+        late = bool(rows) and all(CLIENT_LATE in (row.invalid or "") for row in rows)
+        return outcome.kind.deterministic and outcome.kind is not FailureKind.ENDED_EARLY and not late
+    return any(row.invalid is not None and CLIENT_LATE not in row.invalid for row in outcome.measurement.rows)

@@ -66,9 +66,10 @@ def _effect(name: str, objective: str, labels: Sequence[str | None], numbers: Se
         if label is not None:
             members.setdefault(label, []).append(number)
     known = [number for group in members.values() for number in group]
-    total = float(np.var(known)) * len(known) if known else 0.0
-    if len(known) < 5 or len(members) < 2 or len(known) <= len(members) or total == 0:
+    # A variance of equal numbers is seldom 0 to the last digit, and its shares would be those of the rounding.
+    if len(known) < 5 or len(members) < 2 or len(known) <= len(members) or min(known) == max(known):
         return None
+    total = float(np.var(known)) * len(known)
     within = sum(float(np.var(group)) * len(group) for group in members.values())
     share = 1 - (within / (len(known) - len(members))) / (total / (len(known) - 1))
     means = {label: float(np.mean(group)) for label, group in members.items()}

@@ -95,7 +95,7 @@ def pooled(groups: Iterable[Sequence[float]]) -> Noise | None:
     logarithmic = all(value > 0 for group in repeated for value in group) and all(value >= 0 for group in known for value in group)
     if logarithmic:
         repeated = [[math.log(value) for value in group] for group in repeated]
-    squares = sum((value - math.fsum(group) / len(group)) ** 2 for group in repeated for value in group)
+    squares = sum((value - mean(group)) ** 2 for group in repeated for value in group)
     return Noise(math.sqrt(squares / freedom), freedom, logarithmic)
 
 
@@ -113,8 +113,11 @@ def estimate(samples: Sequence[float], noise: Noise | None) -> Interval | None:
 def mean(samples: Sequence[float], noise: Noise | None = None) -> float:
     """The geometric mean where the noise is relative, else the arithmetic one."""
     if noise is not None and noise.logarithmic and all(value > 0 for value in samples):
-        return math.exp(math.fsum(math.log(value) for value in samples) / len(samples))
-    return math.fsum(samples) / len(samples)
+        found = math.exp(math.fsum(math.log(value) for value in samples) / len(samples))
+    else:
+        found = math.fsum(samples) / len(samples)
+    # Rounding may leave it beside equal samples, and by its last digit a reserved memory would win over the very same one.
+    return min(max(found, min(samples)), max(samples))
 
 
 def gain(

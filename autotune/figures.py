@@ -224,7 +224,10 @@ def _rows(record: TrialRecord) -> Sequence[Row]:
 
 
 def _line(rows: Sequence[Row], metric: str, keys: Sequence[str]) -> tuple[list[Any], list[float | None]]:
-    """A line's points. Steps of several seeds are several lines with a gap between; levels of several kinds are names."""
+    """A line's points. Steps of several seeds are several lines with a gap between; levels of several kinds are names; those of
+    one kind stand by their size, however they were visited: a climb goes up and back, and so would its line."""
+    if len(keys) == 1 and all(isinstance(row.level.get(keys[0]), int | float) for row in rows):
+        rows = sorted(rows, key=lambda row: float(row.level[keys[0]] or 0))
     x: list[Any] = []
     y: list[float | None] = []
     before: Any = None

@@ -89,7 +89,9 @@ TABLE: tuple[Metric, ...] = (
     Metric("energy_joule", "J", "minimize", "trial", "Board energy from launch to stop."),
     Metric("start_s", "s", "minimize", "trial", "Process start to first healthy answer."),
     Metric("kv_cache_tokens", "tokens", "maximize", "trial", "KV-cache capacity that the engine reports."),
-    Metric("slo_request_rate", "1/s", "maximize", "trial", "Highest request rate that met the SLO, found by the climb."),
+    Metric(
+        "slo_request_rate", "1/s", "maximize", "trial", "Highest request rate that met the SLO and was served, found by the climb."
+    ),
     Metric("slo_goodput_per_s", "1/s", "maximize", "trial", "That rate times its SLO attainment."),
     Metric(
         "logprob_drift",

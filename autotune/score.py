@@ -193,12 +193,16 @@ def row_of(measurement: Measurement, selector: Selector, highest: bool = True) -
 
 
 def unsteady(measurement: Measurement, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()) -> tuple[str, ...]:
-    """What is to be said of the rows that the scored numbers stand in: each level whose window was not steady, and why."""
+    """What is to be said of the rows that the scored numbers stand in: each level whose window was not steady, and why. Of a
+    metric of the whole trial that was read from one of them the measurement's facts tell."""
     asked = [(objective.selector, True) for objective in objectives]
     asked += [(constraint.selector, constraint.op == "<=") for constraint in constraints]
+    told = measurement.facts.get("unsteady")
     found: dict[str, None] = {}
     for selector, highest in asked:
         if selector.key is None and selector.metric in measurement.totals:
+            if isinstance(told, Mapping) and selector.metric in told:
+                found[str(told[selector.metric])] = None
             continue
         with contextlib.suppress(TrialFailed):
             row = row_of(measurement, selector, highest)

@@ -112,7 +112,7 @@ class Measurement(Frozen):
     """The table a workload returns, and `totals`: metrics of the whole trial such as peak memory or energy.
 
     `facts` is evidence that is not a metric: window lengths, client lag, clocks, the server's own counters; `missing` among them
-    tells of a metric why there is no number.
+    tells of a metric why there is no number, `unsteady` of one of the totals in which unsteady row it stood.
     """
 
     rows: tuple[Row, ...]

@@ -28,6 +28,13 @@ def test_noise_is_the_pooled_deviation_of_logarithms():
     assert noise.logarithmic
 
 
+@given(POSITIVE, st.integers(1, 9), st.booleans())
+def test_equal_runs_have_themselves_as_mean_to_the_last_digit(value, runs, relative):
+    noise = estimates.Noise(0.0, 3, relative)
+    assert estimates.mean([value] * runs, noise) == value
+    assert estimates.pooled([[value] * runs, [value] * 2]) == estimates.Noise(0.0, runs, True)
+
+
 def test_values_of_either_sign_are_compared_as_they_are():
     noise = estimates.pooled([[-1.0, 1.0], [0.0, 0.0]])
     assert not noise.logarithmic

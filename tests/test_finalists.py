@@ -11,7 +11,7 @@ from autotune.errors import NothingMeasured
 from autotune.finalists import Verdict, choose, on_winner, plan, verdicts, winner
 from autotune.ledger import Ledger
 from autotune.score import Objective, Selector
-from autotune.trial import CLIENT_LATE, Measured, Measurement, Origin, Row, TrialJob
+from autotune.trial import CLIENT_LATE, Failed, FailureKind, Measured, Measurement, Origin, Phase, Row, TrialJob
 
 CONSTRAINT = "ttft_ms.p99"
 
@@ -47,6 +47,19 @@ def test_a_finalist_that_holds_is_better(study):
     }
 
 
+def test_rounding_gives_nobody_a_place_on_the_front(small_study, make_record):
+    """Everybody reserves the same memory. The mean of the finalist's three runs was above it in the last digit."""
+    gib = 52858 / 1024
+    default, fast, slow = make_record(0), make_record(1), make_record(2)
+    found = [run(default, 0, Origin.DEFAULT, 100.0, memory=gib), run(fast, 1, Origin.SEARCH, 200.0, memory=gib)]
+    found += [run(slow, 2, Origin.SEARCH, 150.0, memory=gib)]
+    for turn in range(3):
+        found += [run(default, 3 + 2 * turn, Origin.BASELINE, 100.0 + turn, memory=gib)]
+        found += [run(fast, 4 + 2 * turn, Origin.FINALIST, 200.0 + turn, memory=gib)]
+    analysis = results.StudyResults(small_study, tuple(found))
+    assert [analysis.feasible[index].trial for index in analysis.noisy_front.members] == [1]
+
+
 def test_a_lucky_search_run_does_not_keep_a_constraint_that_the_rounds_break(study):
     """The mean over all four runs keeps the 500 ms, that of the three rounds does not."""
     analysis, said = study(*({"tokens": 150.0 + turn, "ttft": 560.0} for turn in range(3)))
@@ -64,6 +77,22 @@ def test_a_round_that_only_the_client_spoilt_is_left_out(study):
     late = {"tokens": 150.0, "invalid": f"{CLIENT_LATE}: it was 30 ms late."}
     analysis, said = study({"tokens": 150.0}, {"tokens": 151.0}, late)
     assert analysis.candidate(1).feasible and said[0].answer == "better"
+
+
+@pytest.mark.parametrize(
+    ("why", "held"), [(f"{CLIENT_LATE}: it was 30 ms late.", True), ("Only 40 of 90 requests finished.", False)]
+)
+def test_a_round_in_which_nothing_was_valid_is_left_out_where_only_the_client_spoilt_it(small_study, make_record, why, held):
+    """With one level such a run has failed; a default whose round it was would keep nothing, and any finalist would win."""
+    default, fast = make_record(0), make_record(1)
+    found = [run(default, 0, Origin.DEFAULT, 100.0), run(fast, 1, Origin.SEARCH, 105.0)]
+    for turn in range(2):
+        found += [run(default, 2 + 2 * turn, Origin.BASELINE, 100.0), run(fast, 3 + 2 * turn, Origin.FINALIST, 90.0)]
+    spoilt = run(default, 6, Origin.BASELINE, 100.0, invalid=why)
+    failed = Failed(kind=FailureKind.INCOMPLETE, phase=Phase.MEASURE, evidence=(why,), partial=spoilt.measurement)
+    analysis = results.StudyResults(small_study, (*found, spoilt.model_copy(update={"outcome": failed})))
+    assert analysis.candidate(0).feasible is held
+    assert (winner(analysis) is analysis.default_candidate) is held
 
 
 def test_a_zero_is_not_dropped_to_make_the_rest_look_better(study):

@@ -87,6 +87,7 @@ def test_load_curves_leave_invalid_rows_out(small_study, make_record):
     ("levels", "expected"),
     [
         ([{"request_rate": 2.5}, {"request_rate": 4}], [2.5, 4]),
+        ([{"request_rate": 4.0}, {"request_rate": 8.0}, {"request_rate": 16.0}, {"request_rate": 11.3}], [4, 8, 11.3, 16]),
         ([{"request_rate": 10.0}, {"concurrency": 256}], ["request_rate 10", "concurrency 256"]),
         ([{"seed": 0, "step": 1}, {"seed": 0, "step": 2}, {"seed": 1, "step": 1}], [1, 2, None, 1]),
     ],
@@ -132,7 +133,8 @@ def test_effects_name_the_parameter_that_matters(small_study, make_record):
 
 
 def test_effects_of_a_constant_objective_or_too_few_trials_are_none(small_study, make_record, small):
-    assert effects.effects(many(small_study, make_record, lambda values, number: 7.0)) == ()
+    for same in (7.0, 7.1, 2.8 * 2**0.5):
+        assert effects.effects(many(small_study, make_record, lambda values, number, same=same: same)) == ()
     assert effects.effects(small) == ()
 
 

@@ -37,6 +37,13 @@ def test_it_says_nothing_of_an_unknown_card_or_of_what_cannot_start():
     assert roofline("chat", 512).predict(configuration(gpu_memory_utilization=0.1)) == {}
 
 
+def test_a_card_is_not_taken_for_another_whose_name_begins_its_own():
+    """Read as an L4 an L40 had a third of its bandwidth, and two thirds of its speed in FLOP/s."""
+    assert [roofline("chat", 512, f"NVIDIA {name}").card for name in ("L40", "L40S", "L4")] == [
+        (0.864e12, 181e12), (0.864e12, 362e12), (0.3e12, 121e12),
+    ]  # fmt: skip
+
+
 def test_picks_follow_the_objectives():
     pool = [configuration(max_num_seqs=seqs, gpu_memory_utilization=0.9) for seqs in (8, 512, 64)]
     fast = Objective(selector=Selector.parse("output_tokens_per_s"), direction="maximize")

@@ -51,11 +51,25 @@ def test_the_ceiling_is_the_lowest_rate_that_broke():
     assert climb.best <= 20 <= seen[-1]
 
 
-def test_it_stops_when_throughput_stops():
+@given(st.floats(0.1, 100), st.floats(1, 100))
+def test_what_an_engine_does_not_serve_is_no_rate_that_it_sustains(start, served):
+    """The SLO is kept at any rate, as one on TPOT may be: 480 requests/s were named of an engine that finished 147."""
+    climb = probe(Climb(BOUNDS, start, max_steps=40, precision=0.05), 1e9, plateau=served)
+    assert climb.found_limit
+    assert served / 1.05 / 1.0001 <= climb.best <= served * 1.05 * 1.0001
+
+
+def test_doubling_ends_when_throughput_stops():
     climb = probe(Climb(BOUNDS, 1, max_steps=20, precision=0.05), 1e9, plateau=8)
-    assert [rate for rate, _, _ in climb.probes] == [1, 2, 4, 8, 16]
-    assert climb.best == 16
-    assert not climb.found_limit
+    assert [rate for rate, _, _ in climb.probes][:5] == [1, 2, 4, 8, 16]
+    assert max(climb.probes)[0] == 16 and climb.best == pytest.approx(8, rel=0.05)
+
+
+def test_a_climb_that_began_far_above_what_is_served_says_so():
+    climb = probe(Climb(BOUNDS, 64, max_steps=3, precision=0.05), 1e9, plateau=8)
+    assert [rate for rate, _, _ in climb.probes] == [64, 128, 32]
+    assert climb.best is None
+    assert "at 32 requests/s, the lowest, only 8 of them finished a second" in climb.never_met()
 
 
 @pytest.mark.parametrize("window_s", [5.0, 20.0, 60.0])
@@ -80,7 +94,8 @@ def test_it_stops_when_throughput_stops_although_arrivals_are_left_to_chance():
     while (rate := climb.next_rate()) is not None:
         values = {"tpot_ms.p95": 20.0, "requests_per_s": min(rate, 2.0)}
         climb.observe(rate, Row(level={"request_rate": rate}, metrics=values))
-    assert [rate for rate, _, _ in climb.probes] == [1, 2, 4]
+    assert [rate for rate, _, _ in climb.probes][:3] == [1, 2, 4] and max(climb.probes)[0] == 4
+    assert climb.best == pytest.approx(2, rel=0.05)
 
 
 def test_nothing_good_is_said_to_be_nothing():
@@ -153,6 +168,17 @@ def test_server_metrics_of_a_window():
     busy = [(10.0, {"process_cpu_seconds_total": 3.0}), (14.0, {"process_cpu_seconds_total": 6.6})]
     assert metrics_of(busy) == {"frontend_cpu_share": pytest.approx(0.9)}
     assert "preemptions" not in metrics_of([(0.0, first)])
+
+
+def test_what_sglang_has_not_counted_yet_is_nothing_and_not_unknown():
+    """It shows a counter from its first event on: of 52 levels on an H200 none had preemptions, and a bound on them no trial."""
+    calm = parse('sglang:num_queue_reqs{tp_rank="0"} 0\nsglang:prompt_tokens_total{is_streaming="true"} 100\n')
+    found = metrics_of([(0.0, calm), (1.0, {**calm, "sglang:prompt_tokens_total": 200.0})])
+    assert (found["preemptions"], found["prefix_cache_hit_rate"]) == (0, 0)
+    began = {"sglang:prompt_tokens_total": 200.0, "sglang:cached_tokens_total": 50.0, "sglang:num_retracted_requests_total": 3.0}
+    found = metrics_of([(0.0, calm), (1.0, {**calm, **began})])
+    assert (found["preemptions"], found["prefix_cache_hit_rate"]) == (3, 0.5)
+    assert "preemptions" not in metrics_of([(0.0, parse("other:x 1\n")), (1.0, parse("other:x 1\n"))])
 
 
 def test_a_restarted_counter_is_unknown():

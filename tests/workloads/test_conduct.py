@@ -30,7 +30,7 @@ class Crew:
 
     def poll(self, seconds):
         sleep(min(seconds, 0.01))
-        return [(0, {"at": perf_counter(), "open": 0, "finished": 1, "failed": 0, "ttft": [], "late": 0})]
+        return [(0, {"at": perf_counter(), "open": 0, "finished": 1, "failed": 0, "ttft": [], "late": 0, "idle": False})]
 
 
 class Session:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from autotune.bar import Bar, Spread
-from autotune.score import Objective, Selector
+from autotune.score import Objective, Selector, unsteady
 from autotune.trial import FailureKind, TrialFailed
 from autotune.workloads._load import crew as crew_module
 from autotune.workloads._load import summary
@@ -138,6 +138,19 @@ def test_the_climb_finds_the_capacity(tmp_path):
     assert best.metrics["slo_attainment"] >= 0.95
     assert found.facts["climb_found_limit"]
     assert [row.level["request_rate"] for row in found.rows][:3] == [40, 80, 160]
+
+
+def test_a_climb_says_that_requests_piled_up_at_its_best_rate(tmp_path):
+    """Eight slots of 55 ms each serve 145 requests a second, and an SLO that allows a queue of 10 s is kept at 240."""
+    climb = {"constraints": ["ttft_ms.p95 <= 10000"], "start": 120, "max_steps": 2}
+    with serving(*FAST, "--slots", 8) as session:
+        window = {"warm_up_s": 0.5, "measure_s": 2.0, "deadline_s": 20.0}
+        found = run(session, tmp_path, load=[{"slo_climb": climb}], window=window)
+    assert found.totals["slo_request_rate"] == 240
+    goal = Objective(selector=Selector.parse("slo_request_rate"), direction="maximize")
+    (said,) = unsteady(found, [goal])
+    assert said.startswith("request_rate=240: ") and "Requests piled up" in said
+    assert unsteady(found.model_copy(update={"facts": {}}), [goal]) == ()
 
 
 def test_a_climb_begins_where_it_is_told(tmp_path):
@@ -325,3 +338,15 @@ def test_clients_carry_the_tag_and_die_with_the_driver(tmp_path):
     while psutil.pid_exists(int(told)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not psutil.pid_exists(int(told)) or psutil.Process(int(told)).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("load", "traffic"),
+    [({"request_rate": 0.3, "arrival": "constant"}, TRAFFIC), ({"concurrency": 1}, {**TRAFFIC, "turns": 5, "think_s": 3.2})],
+)
+def test_an_engine_that_nobody_asks_is_not_silent(tmp_path, load, traffic):
+    """Gaps longer than the deadline, as slow rates, conversations and traces have them, are no hang."""
+    with serving(*FAST) as session:
+        window = {"warm_up_s": 0, "measure_s": 7.0, "deadline_s": 1.0}
+        (row,) = run(session, tmp_path, load=[load], traffic=traffic, window=window).rows
+    assert row.invalid is None and row.metrics["requests_per_s"] > 0

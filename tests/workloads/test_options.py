@@ -52,6 +52,10 @@ def test_a_section_overrides_its_preset():
         ({"load": [{"request_rate": 1, "concurrency": 2}]}, "request_rate, concurrency is given"),
         ({"load": []}, "at least 1 item"),
         ({"load": [{"concurrency": 2}, {"concurrency": 2}]}, "This load level stands twice in the list"),
+        (
+            {"load": [{"slo_climb": {"constraints": [text], "start": 1}} for text in ("ttft_ms.p99 <= 5", "tpot_ms.p95 <= 5")]},
+            "A second climb would overwrite the first one's rate",
+        ),
         ({"load": [{"replay": 1}]}, "A load of replay needs a trace"),
         ({"load": [{"request_rate": 1, "arrival": "regular"}]}, "'regular' is none of poisson, constant"),
         ({"load": [{"request_rate": 1, "arrival": {"burstiness": 0}}]}, "greater than 0"),

@@ -1,8 +1,11 @@
 """The search for the highest request rate that meets an SLO, within one launch.
 
-The rate doubles until a constraint breaks or throughput gains stop, then the boundary is bisected in log space. Probes are
-noisy: whether a rate is good is read from the worst constraint's excess (value / limit - 1), smoothed to be non-decreasing
-in the rate, so that one lucky or unlucky probe does not move the boundary by itself.
+The rate doubles until a constraint breaks or throughput gains stop, then the boundary is bisected in log space. Where gains stop
+while the constraints are kept, as one on TPOT is however many requests wait for their first token, the boundary is what the
+engine serves: a rate above it keeps them only until its window ends, and twice the rate does so too.
+
+Probes are noisy: whether a rate is good is read from the worst constraint's excess (value / limit - 1), smoothed to be
+non-decreasing in the rate, so that one lucky or unlucky probe does not move the boundary by itself.
 """
 
 from __future__ import annotations
@@ -89,32 +92,35 @@ class Climb:
             return None
         good, broken = self._bracket()
         if broken is None:
-            return None if self._stopped_growing() else 2 * max(rate for rate, _, _ in self.probes)
+            return 2 * max(rate for rate, _, _ in self.probes)
         if good is None:
             return min(rate for rate, _, _ in self.probes) / 2
         return None if broken <= good * (1 + self.precision) else math.sqrt(good * broken)
 
     @property
     def best(self) -> float | None:
-        """The highest probed rate that met the SLO, by itself and by the smoothed excess; None when no probe did."""
+        """The highest probed rate that met the SLO and was sustained, by itself and by the smoothed excess; None when none was."""
         good, _ = self._bracket()
         return good
 
     @property
     def ceiling(self) -> float | None:
-        """The lowest rate that broke the SLO above every good one: `best` stays below it. None before one broke."""
+        """The lowest rate above every good one that broke the SLO or was not sustained: `best` stays below it. None before one
+        was."""
         return self._bracket()[1]
 
     @property
     def found_limit(self) -> bool:
-        """Whether a rate was found that breaks the SLO; without one, `best` is only a lower bound."""
+        """Whether a rate was found that breaks the SLO or is not sustained; without one, `best` is only a lower bound."""
         return self._bracket()[1] is not None
 
     def never_met(self) -> str:
-        """What to say of a climb whose every probe broke the SLO."""
-        rate, excess, _ = min(self.probes)
+        """What to say of a climb in which no rate met the SLO and was sustained."""
+        rate, excess, finished = min(self.probes)
         asked = " and ".join(f"{bound.metric} {bound.operator} {bound.limit:g}" for bound in self.bounds)
         by = "it could not be measured" if excess == BROKEN else f"it is broken by {excess:.0%}"
+        if excess <= 0:
+            by = f"only {finished:.3g} of them finished a second"
         return (
             f"none of the {len(self.probes)} rates that the climb tried kept {asked}; at {rate:g} requests/s, the lowest, {by}. "
             "Loosen it, or lower the climb's start"
@@ -122,18 +128,19 @@ class Climb:
 
     def _bracket(self) -> tuple[float | None, float | None]:
         """The highest good rate, and the lowest broken one above it."""
-        ordered = sorted(self.probes)
-        smooth = isotonic([excess for _, excess, _ in ordered])
-        met = [rate for (rate, excess, _), level in zip(ordered, smooth, strict=True) if level <= 0 and excess <= 0]
-        good = max(met, default=None)
+        ordered, limit = sorted(self.probes), self._sustained()
+        excesses = [BROKEN if rate > limit else excess for rate, excess, _ in ordered]
+        probed = zip(ordered, excesses, isotonic(excesses), strict=True)
+        good = max((rate for (rate, _, _), excess, level in probed if level <= 0 and excess <= 0), default=None)
         above = [rate for rate, _, _ in ordered if good is None or rate > good]
         return good, min(above, default=None)
 
-    def _stopped_growing(self) -> bool:
-        """Whether the last doubling brought next to no throughput, and fewer requests than arrive by chance."""
-        ordered = sorted(self.probes)
-        if len(ordered) < 2:
-            return False
-        rate, _, finished = ordered[-1]
+    def _sustained(self) -> float:
+        """What the engine serves at most, where the highest rate keeps the SLO and doubling brought next to no throughput, and
+        fewer requests than arrive by chance; infinite where that is not seen."""
+        rate, excess, finished = max(self.probes, default=(0.0, BROKEN, 0.0))
+        slower = [probe for probe in self.probes if probe[0] <= rate / 2]
         lacking = rate - finished > SIGMAS * math.sqrt(self.dispersion * rate / self.window_s)
-        return lacking and finished < ordered[-2][2] * (1 + LEAST_GAIN)
+        if excess > 0 or not slower or not lacking or finished >= max(slower)[2] * (1 + LEAST_GAIN):
+            return math.inf
+        return (1 + LEAST_GAIN) * max(served for _, _, served in self.probes)

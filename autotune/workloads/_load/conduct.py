@@ -51,6 +51,7 @@ class Conductor:
         self._finished = self._failed = 0
         self._counts: dict[int, tuple[int, int]] = {}
         self._open: dict[int, tuple[float, int]] = {}
+        self._idle: dict[int, bool] = {}
         self._lateness: Lateness | None = None
 
     def run(self, plans: Sequence[Mapping[str, Any]], users: int, breach: Breach | None = None) -> LevelLog:
@@ -126,12 +127,15 @@ class Conductor:
         for worker, message in messages:
             self._open[worker] = (message["at"], message["open"])
             self._counts[worker] = (message["finished"], message["failed"])
+            self._idle[worker] = message["idle"]
             if self._lateness:
                 self._lateness.late[worker] = message["late"]
-        finished = sum(count for count, _ in self._counts.values())
+        finished, failed = (sum(counts[place] for counts in self._counts.values()) for place in (0, 1))
         now = perf_counter()
-        if finished > self._finished:
-            self._finished, self._heard = finished, now
+        # Only who is asked can be silent: a slow rate, a pause to think or a trace may ask nothing for longer than a deadline.
+        unasked = len(self._idle) == self._crew.clients and all(self._idle.values()) and failed == self._failed
+        if finished > self._finished or unasked:
+            self._finished, self._failed, self._heard = finished, failed, now
         if now >= self._next_check:
             self._session.check_alive()
             if self._watching:

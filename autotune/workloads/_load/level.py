@@ -83,7 +83,7 @@ class Level:
 
     def report(self) -> dict[str, Any]:
         """How far things are. `open`: requests that are due before the window's end and unfinished. `late`: requests of the
-        window whose first token took, or is taking, longer than the plan's limit."""
+        window whose first token took, or is taking, longer than the plan's limit. `idle`: whether nothing is asked just now."""
         now = perf_counter()
         self._next_report = now + REPORT_S
         ttfts, self._ttfts = self._ttfts, []
@@ -93,7 +93,9 @@ class Level:
             flights = [*self._flying.values(), *(flight for _, _, flight in self._due)]
             waiting = int(now < high) + sum(flight.due < high for flight in flights)
         late = self._late + self._late_under_way(now)
-        return {"at": now, "finished": self._finished, "failed": self._failed, "ttft": ttfts, "open": waiting, "late": late}
+        idle = not self._flying and not (self._due and self._due[0][0] <= now)
+        counts = {"finished": self._finished, "failed": self._failed, "open": waiting, "late": late}
+        return {"at": now, "ttft": ttfts, "idle": idle, **counts}
 
     def _late_under_way(self, now: float) -> int:
         if self._ttft_limit_s is None:

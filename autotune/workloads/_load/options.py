@@ -230,6 +230,9 @@ class HttpOptions(WorkloadOptions):
         for index, load in enumerate(self.load):
             if load.slo_climb is None and load.level in levels[:index]:
                 raise WrongValue("This load level stands twice in the list.", "load", index)
+            if load.slo_climb is not None and {} in levels[:index]:
+                problem = "A second climb would overwrite the first one's rate, which is a number of the whole trial."
+                raise WrongValue(f"{problem} Put all constraints into one climb, or use two studies.", "load", index)
             if load.replay is not None and self.traffic.trace is None:
                 raise WrongValue("A load of replay needs a trace.", "load", index, "replay")
             self._some_request(index, load)

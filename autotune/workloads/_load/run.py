@@ -10,6 +10,7 @@ from time import perf_counter, sleep
 
 from autotune.bar import Level, SoFar
 from autotune.engines.base import Context
+from autotune.score import level_name
 from autotune.session import Session
 from autotune.trial import CLIENT_LATE, FailureKind, Measurement, Phase, Row, TrialFailed, Value
 from autotune.workloads._load import server_metrics
@@ -187,10 +188,14 @@ class Run:
         if climb.best is None and climb.probes:
             self._facts["missing"] = dict.fromkeys(("slo_request_rate", "slo_goodput_per_s"), climb.never_met())
         if climb.best is not None:
+            row = rows[climb.best]
+            if row.unsteady is not None:
+                why = f"{level_name(row)}: {row.unsteady}"
+                self._facts["unsteady"] = dict.fromkeys(("slo_request_rate", "slo_goodput_per_s"), why)
             self._totals["slo_request_rate"] = climb.best
-            if "slo_attainment" in rows[climb.best].metrics:
+            if "slo_attainment" in row.metrics:
                 # Not what ended in the window: how many requests happen to arrive there is chance, 4 % at 40 requests/s and 15 s.
-                self._totals["slo_goodput_per_s"] = climb.best * rows[climb.best].metrics["slo_attainment"]
+                self._totals["slo_goodput_per_s"] = climb.best * row.metrics["slo_attainment"]
 
     def _may_cut(self) -> bool:
         """Whether a rate that has surely broken the SLO need not be measured whole: in a trial that may be ended early, whose

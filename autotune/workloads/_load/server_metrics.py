@@ -28,6 +28,12 @@ FRONTEND_CPU = ("process_cpu_seconds_total",)
 """Prometheus' own series of the process that answers. One that shares its metrics with others does not offer it."""
 GENERATED = ("vllm:generation_tokens_total", "sglang:generation_tokens_total")
 
+_FROM_THE_FIRST_EVENT = {
+    "sglang:num_retracted_requests_total": "sglang:num_queue_reqs",
+    "sglang:cached_tokens_total": "sglang:prompt_tokens_total",
+}
+"""Counters that SGLang (0.5.17 to 0.5.23) shows only once they have counted something, each with a series beside it that it shows
+before: until then they are 0, and not unknown."""
 _HIGHEST = frozenset(KV_USAGE)
 """Series of which the highest label set counts; all others are summed over label sets (one per data-parallel engine)."""
 
@@ -41,7 +47,7 @@ def parse(text: str) -> dict[str, float]:
             if not math.isfinite(value):
                 continue
             found[name] = max(found.get(name, value), value) if name in _HIGHEST else found.get(name, 0.0) + value
-    return found
+    return {**{name: 0.0 for name, sign in _FROM_THE_FIRST_EVENT.items() if sign in found}, **found}
 
 
 def scrape(host: str, port: int) -> dict[str, float]:
