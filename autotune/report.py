@@ -24,14 +24,19 @@ SMALL_STUDY = 30
 """Below this many measured configurations, parameter effects are a hint (they are with more, but less so)."""
 CURVES = ("sps", "output_tokens_per_s", "ttft_ms.p99", "tpot_ms.mean", "reward", "kl", "validity_rate", "step_s")
 """Drawn where they were measured, after the study's own objectives and constraints."""
+CURVES_DRAWN = 7
+"""Members of the front in one figure; more lines could not be told apart."""
 
 
 def chosen(analysis: Analysis) -> list[int]:
-    """The trials worth drawing: the default and up to seven front members, spread over the front."""
-    members = [analysis.feasible[index].trial for index in analysis.noisy_front.members]
+    """The trials worth drawing: the default and CURVES_DRAWN members of the front, from one end of it to the other."""
+    members = [analysis.feasible[index] for index in analysis.noisy_front.members]
+    ordered = [one.trial for one in sorted(members, key=lambda one: analysis.point(one)[0])]
     default = [analysis.default_candidate.trial] if analysis.default_candidate else []
-    step = max(1, -(-len(members) // 7))
-    return list(dict.fromkeys([*default, *members[::step]]))
+    last = len(ordered) - 1
+    gaps = CURVES_DRAWN - 1
+    spread = ordered if last <= gaps else [ordered[round(place * last / gaps)] for place in range(CURVES_DRAWN)]
+    return list(dict.fromkeys([*default, *spread]))
 
 
 def all_figures(analysis: Analysis) -> list[go.Figure]:

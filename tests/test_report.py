@@ -45,6 +45,22 @@ def test_an_unwritable_place_is_answered_in_one_sentence(small, tmp_path):
         report.write_page(small, tmp_path / "file" / "page.html")
 
 
+def test_of_a_long_front_both_ends_are_drawn(small_study, make_record):
+    """Its trials came from the middle of the front outwards, so that neither end is among every second of them."""
+    made = make_record(1)
+    table = made.measurement
+    front = []
+    for number, place in enumerate((4, 5, 3, 6, 2, 7, 1, 8, 0), start=1):
+        rows = tuple(Row(level=row.level, metrics={**row.metrics, "output_tokens_per_s": 100.0 + place}) for row in table.rows)
+        outcome = Measured(measurement=Measurement(rows=rows, totals={"peak_memory_gib": 4.0 + place}))
+        one = Configuration(engine="vllm", values={"max_num_seqs": place + 1})
+        front.append(made.model_copy(update={"number": number, "configuration": one, "outcome": outcome}))
+    found = results.StudyResults(small_study, tuple(front))
+    assert len(found.noisy_front.members) == 9
+    drawn = report.chosen(found)
+    assert len(drawn) == report.CURVES_DRAWN and drawn[0] == 9 and drawn[-1] == 8
+
+
 def test_losers_say_why_with_advice(small):
     cells = {cell[0]: cell for cell in tables.losers(small).cells}
     assert cells["out-of-memory"][1:] == (1, "6", "Lower it.", "No memory left.")
