@@ -8,6 +8,7 @@ well it ordered them is reported beside what was measured.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,9 +31,10 @@ CARDS: Mapping[str, tuple[float, float]] = {
     "L40S": (0.864e12, 362e12),
     "L40": (0.864e12, 181e12),
     "L4": (0.3e12, 121e12),
+    "A10G": (0.6e12, 70e12),
     "A10": (0.6e12, 125e12),
 }
-"""Memory bytes/s and dense bf16 FLOP/s by product name, from the vendor's data sheets; the first name contained counts."""
+"""Memory bytes/s and dense bf16 FLOP/s by product name, from the vendor's data sheets; the first name that ends a word counts."""
 BANDWIDTH_REACHED = 0.8
 FLOPS_REACHED = 0.6
 """Shares of the data sheet that real kernels reach; they shift all predictions alike and so do not change the order much."""
@@ -54,7 +56,7 @@ class Roofline:
     @property
     def card(self) -> tuple[float, float] | None:
         """Bandwidth and FLOP/s of the device; None for a card that is not known."""
-        return next((numbers for name, numbers in CARDS.items() if name in self.device), None)
+        return next((numbers for name, numbers in CARDS.items() if re.search(rf"{name}\b", self.device)), None)
 
     def predict(self, configuration: Configuration) -> dict[str, float]:
         """Metrics by name; empty when the card is not known or the configuration cannot hold a request."""

@@ -42,6 +42,8 @@ def test_a_card_is_not_taken_for_another_whose_name_begins_its_own():
     assert [roofline("chat", 512, f"NVIDIA {name}").card for name in ("L40", "L40S", "L4")] == [
         (0.864e12, 181e12), (0.864e12, 362e12), (0.3e12, 121e12),
     ]  # fmt: skip
+    assert roofline("chat", 512, "NVIDIA RTX A1000").card is None
+    assert roofline("chat", 512, "NVIDIA GB200").card == (8.0e12, 2250e12)
 
 
 def test_picks_follow_the_objectives():
