@@ -85,10 +85,11 @@ def tied(first: Sequence[Interval], second: Sequence[Interval]) -> bool:
 
 
 def knee(points: Sequence[Point], directions: Sequence[Direction]) -> int | None:
-    """Index of the front member farthest from the line (plane) between the front's extremes, towards the ideal point.
+    """Index of the front member with the least sum of losses, each objective scaled to its range over the front.
 
-    Das, "On characterizing the knee of the Pareto curve", Structural Optimization 18, 1999, with every objective scaled
-    to its range over the front. Where several are equally far, the one whose worst objective is best. None without points.
+    With two objectives that is the one farthest from the line between the front's extremes, towards the ideal point (Das, "On
+    characterizing the knee of the Pareto curve", Structural Optimization 18, 1999). Of several with the same sum the one whose
+    worst objective is best. None without points.
     """
     table = losses(points, directions)
     members = _front_of(table)
