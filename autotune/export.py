@@ -92,6 +92,8 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
     values = engine.explicit(record.configuration, plan.cache_of(store), effective)
     env = {name.removeprefix("env."): str(value) for name, value in values.items() if name.startswith("env.")}
     withheld = _withheld(engine)
+    # A node of a cluster has a shell of its own, which this machine's study does not know.
+    told = {} if study.executor.kind == "ray" else identity.variables
     options = engine.options.model_dump(mode="json", exclude_unset=True)
     options["fixed"] = {name: value for name, value in engine.options.fixed.items() if name not in withheld}
     when = datetime.fromtimestamp(record.started_at, UTC).date().isoformat() if record.started_at else ""
@@ -103,7 +105,7 @@ def winner(found: StudyResults, chosen: Candidate, store: Path) -> Winner:
         model_path=engine.model_path(plan.cache_of(store)),
         configuration=record.configuration,
         parameters={name: value for name, value in values.items() if not name.startswith("env.") and name not in withheld},
-        env={name: value for name, value in {**engine.options.env, **env}.items() if name not in withheld},
+        env={name: value for name, value in {**told, **engine.options.env, **env}.items() if name not in withheld},
         interpreter=engine.options.python,
         gpus=len(record.gpus),
         options=options,

@@ -29,6 +29,7 @@ def on(plan: Plan, at_once: int) -> Iterator[str]:
             yield f"{kind}: {', '.join(watched.lossy)} can change the model's answers; {_checked(plan, watched)}"
         yield from _rules(plan, kind)
         yield from _untuned(kind, space)
+        yield from _told_by_shell(plan, kind)
         roles = {name: parameter.role for name, parameter in space.sampled()}
         yield from (f"{kind}: {caution}" for caution in plan.workload.cautions(roles))
         resolved = plan.resolved.get(kind)
@@ -107,6 +108,15 @@ def _untuned(kind: str, space: EngineSpace) -> Iterator[str]:
         shared = [f"{name!r} is {neutral!r} for both" for name, neutral in space.untuned.items() if neutral is not None]
         better = f"; {', '.join(shared)}" if shared else ""
         yield f"{kind}: not tuned here is what the study tunes by the names of another engine alone, {names}{better}."
+
+
+def _told_by_shell(plan: Plan, kind: str) -> Iterator[str]:
+    """What reaches the trials although the study does not say it."""
+    identity = plan.identities.get(kind)
+    own = plan.engines[kind].options.env
+    told = [f"{name}={value}" for name, value in identity.variables.items() if name not in own] if identity is not None else []
+    if told:
+        yield f"{kind}: {' and '.join(told)} of this shell reaches every trial; under engine.env the study itself says so."
 
 
 def _fewer_at_once(plan: Plan, found: int) -> Iterator[str]:

@@ -37,11 +37,21 @@ def driver(plan: Plan, ledger: Ledger, cold: bool, say: Callable[[str], None]) -
 
 
 def same_engines(plan: Plan, ledger: Ledger) -> None:
-    """Refuse to go on with another engine than the one that measured until now. Raises AutotuneError."""
+    """Refuse to go on with another engine than the one that measured until now, or one told otherwise. Raises AutotuneError."""
     notes = [note.payload for note in ledger.notes if note.kind == "engines"]
     for kind, identity in plan.identities.items() if notes and ledger.records else ():
         before = notes[-1].get(kind)
-        if before is None or (before["version"], before["device"]) == (identity.version, identity.device):
+        if before is None:
+            continue
+        told = before.get("variables", identity.variables)
+        changed = sorted(name for name in told | identity.variables if told.get(name) != identity.variables.get(name))
+        if changed:
+            was = ", ".join(f"{name}={told[name]}" if name in told else f"{name} not set" for name in changed)
+            raise AutotuneError(
+                f"The study {plan.study.name!r} was begun with {was} in its shell, and its trials would not be comparable now. Set "
+                "that as it was, or run it with --fresh to start anew."
+            )
+        if (before["version"], before["device"]) == (identity.version, identity.device):
             continue
         raise AutotuneError(
             f"The study {plan.study.name!r} was begun with {kind} {before['version']} on {before['device']}; installed is "

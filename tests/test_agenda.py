@@ -136,6 +136,17 @@ def test_a_study_does_not_go_on_with_another_version_of_its_engine(plan, ledger)
     policy.same_engines(plan, ledger)
 
 
+def test_a_study_does_not_go_on_where_the_shell_tells_its_engine_something_else(plan, ledger):
+    begun = {kind: identity.model_dump(mode="json") for kind, identity in plan.identities.items()}
+    ledger.record(failed(TrialJob(number=0, configuration=Configuration(engine="recorded")), FailureKind.CRASHED))
+    ledger.note("engines", {"recorded": {**begun["recorded"], "variables": {"VLLM_USE_DEEP_GEMM": "0"}}})
+    with pytest.raises(AutotuneError, match=r"begun with VLLM_USE_DEEP_GEMM=0 in its shell"):
+        policy.same_engines(plan, ledger)
+    # What an earlier version has kept says nothing of the shell.
+    ledger.note("engines", {"recorded": {name: value for name, value in begun["recorded"].items() if name != "variables"}})
+    policy.same_engines(plan, ledger)
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_climb_begins_below_what_earlier_ones_sustained(plan, ledger, resumed):
     def climbed(number: int, sequences: int, rate: float | None) -> TrialRecord:

@@ -261,6 +261,22 @@ def test_an_export_hands_over_no_masked_parameter(tmp_path, make_record):
     assert any("Set hf_token, hf_overrides where it is launched" in said for said in one.cautions)
 
 
+@pytest.mark.parametrize(("executor", "env"), [("local", {"VLLM_X": "2", "VLLM_USE_DEEP_GEMM": "0"}), ("ray", {"VLLM_X": "2"})])
+def test_an_export_sets_what_the_shell_told_the_engine_that_was_measured(tmp_path, make_record, executor, env):
+    """Without it the files launch something else; what the study says itself holds, and a node's own shell nobody knows here."""
+    given = KEPT.replace("  fixed: ", "  env: {VLLM_X: '2'}\n  fixed: ") + f"executor: {{kind: {executor}}}\n"
+    study, _ = studies.validate(text := studies.source.parse(given, "study.yaml"))
+    told = {"VLLM_USE_DEEP_GEMM": "0", "VLLM_X": "1"}
+    identity = {"kind": "vllm", "version": "0.26.0", "python": "3.12.3", "device": "NVIDIA H200", "variables": told}
+    with Ledger(tmp_path / "kept", studies.source.masked(text), study.identity) as ledger:
+        ledger.note("engines", {"vllm": identity})
+        for number in range(2):
+            ledger.record(make_record(number))
+    found = results.load("kept", tmp_path)
+    one = export.winner(found, found.candidate(1), tmp_path)
+    assert {name: value for name, value in one.env.items() if name in told} == env
+
+
 @pytest.mark.parametrize(("p", "said"), [(0.0, "p < 1e-06"), (2e-9, "p < 1e-06"), (0.031, "p = 0.031"), (1.0, "p = 1")])
 def test_no_verdict_claims_a_probability_of_zero(p, said):
     one = Verdict(trial=1, objective="peak_memory_gib", ratio=0.2, low=0.2, high=0.2, p=p, answer="better")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import replace
 
 import pytest
 
 from autotune import notes, plan, process, spaces
+from autotune.engines.base import Identity
 from autotune.errors import InvalidInput
 
 SERVING = """\
@@ -200,6 +202,15 @@ def test_what_an_engine_is_not_tuned_in_is_noted(tmp_path):
     assert said("[max_concurrent_sequences]") == []
     assert said("[max_num_seqs, max_running_requests]") == [], "each engine is given its own name"
     assert said("[stream_interval, max_num_seqs]", "    sglang: {override: {max_running_requests: [8, 16]}}\n") == []
+
+
+def test_what_the_shell_tells_an_engine_is_noted(tmp_path):
+    (tmp_path / "study.yaml").write_text(TWO)
+    read = plan.read(tmp_path / "study.yaml", tmp_path / "store")
+    identity = Identity(kind="vllm", version="0.26.0", python="3.12", device="NVIDIA H200", variables={"VLLM_USE_DEEP_GEMM": "0"})
+    said = list(notes.on(replace(read, identities={"vllm": identity}), 1))
+    told = "vllm: VLLM_USE_DEEP_GEMM=0 of this shell reaches every trial; under engine.env the study itself says so."
+    assert told in said
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])

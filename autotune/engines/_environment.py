@@ -10,7 +10,10 @@ from pathlib import Path
 from autotune import process
 from autotune.engines.base import Identity
 from autotune.errors import MissingPrerequisite
+from autotune.secrets import MASK, redact
 
+_READ = ("VLLM_", "SGLANG_", "SGL_", "VERL_", "ACCELERATE_", "NCCL_", "PYTORCH_")
+"""How the variables begin by which engines, and what they run on, are told what no flag says."""
 _ASK = """
 import json, sys
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +32,15 @@ print(json.dumps({"packages": found, "device": device, "python": sys.version.spl
 def interpreter(python: Path | None) -> str:
     """The interpreter of the engine's environment; the tuner's own when the study names none."""
     return str(python.absolute()) if python is not None else sys.executable
+
+
+def told_by_shell() -> dict[str, str]:
+    """The variables of this shell that reach every trial and may change what it measures, credentials aside."""
+    found = sorted(process.inherited_environment().items())
+    overwritten = compiled(Path())
+    return {
+        name: value for name, value in found if name.startswith(_READ) and name not in overwritten and MASK not in redact(value)
+    }
 
 
 def usual(kind: str) -> Path:
@@ -53,7 +65,12 @@ def identity(kind: str, python: Path | None, packages: Sequence[str], cpu: bool,
     if not told["device"]:
         raise MissingPrerequisite(f"The engine {kind!r} finds no GPU here; a study that trains on the CPU says engine.cpu: true.")
     return Identity(
-        kind=kind, version=told["packages"][packages[0]], python=told["python"], device=told["device"], packages=told["packages"]
+        kind=kind,
+        version=told["packages"][packages[0]],
+        python=told["python"],
+        device=told["device"],
+        packages=told["packages"],
+        variables=told_by_shell(),
     )
 
 

@@ -76,6 +76,8 @@ class Identity(Frozen):
     device: str
     """`cpu`, or the GPU's product name."""
     packages: Mapping[str, str] = Field(default_factory=dict)
+    variables: Mapping[str, str] = Field(default_factory=dict)
+    """What the shell tells the engine beside the study, such as `VLLM_USE_FLASHINFER_SAMPLER=0`."""
 
 
 class Flag(Frozen):

@@ -15,7 +15,7 @@ from autotune.engines import _sglang_args as args
 from autotune.engines import _sglang_cpu as cpu
 from autotune.engines import _sglang_log as log
 from autotune.engines._answers import Answers
-from autotune.engines._environment import interpreter
+from autotune.engines._environment import interpreter, told_by_shell
 from autotune.engines._server import ServingSession
 from autotune.engines._sglang_cpu import cpu_support
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Serves, Session, Verdict
@@ -90,7 +90,8 @@ class SglangEngine(Engine):
         if version is None:
             raise MissingPrerequisite(f"The engine 'sglang' needs the package sglang in {self.python}: {_INSTALL}.")
         device = "cpu" if self.on_cpu else told["device"]
-        return Identity(kind=self.kind, version=version, python=told["python"], device=device, packages=told["packages"])
+        found = {"python": told["python"], "packages": told["packages"], "variables": told_by_shell()}
+        return Identity(kind=self.kind, version=version, device=device, **found)
 
     def flags(self) -> Mapping[str, Flag]:
         return self._known_flags

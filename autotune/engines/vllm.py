@@ -14,7 +14,7 @@ from typing import Literal
 from autotune import gpu, models, process, synthetic
 from autotune.engines import _flags, _logprobs, _vllm_log
 from autotune.engines._answers import Answers
-from autotune.engines._environment import compiled, interpreter
+from autotune.engines._environment import compiled, interpreter, told_by_shell
 from autotune.engines._server import Ask, ServingSession
 from autotune.engines.base import Context, Diagnosis, Engine, EngineOptions, Flag, Identity, Launch, Session, Verdict
 from autotune.errors import AutotuneError, MissingPrerequisite, Mistake
@@ -124,6 +124,7 @@ class VllmEngine(Engine):
             python=told["python"],
             device="cpu" if cpu else devices[0].name,
             packages=packages,
+            variables=told_by_shell(),
         )
 
     @property
