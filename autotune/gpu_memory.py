@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
+from autotune import nvml
 from autotune.nvml import ask
 
 TOLERANCE_BYTES = 512 << 20
@@ -36,19 +37,32 @@ def idle_baseline(gpus: Iterable[int], timeout_s: float = 10.0) -> dict[int, int
     return found
 
 
-def wait_memory_back(idle: Mapping[int, int], timeout_s: float = 60.0, tolerance_bytes: int = TOLERANCE_BYTES) -> dict[int, int]:
-    """Wait until each GPU is back at its idle baseline. Returns the bytes still held on those that are not."""
+def wait_memory_back(
+    idle: Mapping[int, int], timeout_s: float = 60.0, tolerance_bytes: int = TOLERANCE_BYTES
+) -> dict[int, int | None]:
+    """Wait until each GPU is back at its idle baseline. Returns the bytes still held on those that are not, None for one that the
+    driver no longer answers for: it has fallen off the bus."""
     deadline = time.monotonic() + timeout_s
     while True:
-        held = {index: (used_bytes(index) or 0) - idle[index] for index in idle}
-        held = {index: extra for index, extra in held.items() if extra > tolerance_bytes}
+        above = {index: _above(index, idle_bytes) for index, idle_bytes in idle.items()}
+        held = {index: extra for index, extra in above.items() if extra is None or extra > tolerance_bytes}
         if not held or time.monotonic() >= deadline:
             return held
         time.sleep(0.2)
 
 
-def quarantine_message(index: int, held_bytes: int) -> str:
+def _above(index: int, idle_bytes: int) -> int | None:
+    """Bytes above the baseline; 0 where there is no driver to ask, None where there is one and it does not answer for this GPU."""
+    used = used_bytes(index)
+    if used is None:
+        return None if nvml.library() is not None else 0
+    return used - idle_bytes
+
+
+def quarantine_message(index: int, held_bytes: int | None) -> str:
     """Says which GPU is not used any more, why, and who holds it."""
+    if held_bytes is None:
+        return f"GPU {index} is quarantined: the driver no longer answers for it. The study goes on without it."
     running = ask("nvmlDeviceGetComputeRunningProcesses", ask("nvmlDeviceGetHandleByIndex", index)) or []
     holders = ", ".join(str(process.pid) for process in running)
     who = f"held by process {holders}" if holders else "held by no process that the driver lists"

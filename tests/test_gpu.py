@@ -75,6 +75,14 @@ def test_memory_is_awaited_until_it_is_back(nvml):
     assert gpu_memory.wait_memory_back(idle, timeout_s=0.05) == {}
 
 
+def test_a_gpu_that_the_driver_has_lost_is_not_taken_for_idle(nvml, monkeypatch):
+    idle = gpu_memory.baseline([0, 1])
+    known = gpu_memory.used_bytes
+    monkeypatch.setattr(gpu_memory, "used_bytes", lambda index: None if index == 1 else known(index))
+    assert gpu_memory.wait_memory_back(idle, timeout_s=0.05) == {1: None}
+    assert "no longer answers for it" in gpu_memory.quarantine_message(1, None)
+
+
 def sampled(nvml, members, act):
     with gpu.Sampler((0, 1), members, interval_s=0.02) as sampler:
         time.sleep(0.1)

@@ -20,7 +20,7 @@ from autotune.trial import TrialJob
 from autotune.workloads.base import Workload
 
 Message = tuple[str, Any]
-"""`("progress", (label, share))`, then `("record", json)`, then `("held", bytes above the idle baseline by GPU)`."""
+"""`("progress", (label, share))`, then `("record", json)`, then `("held", what wait_memory_back says)`."""
 
 
 @dataclass(frozen=True, slots=True)

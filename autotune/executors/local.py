@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import connection
@@ -22,7 +22,7 @@ from autotune.executors._spares import Spares
 from autotune.executors._workplace import Workplace, opened
 from autotune.executors.base import Executor, Site, lost, side_by_side
 from autotune.leases import Leases
-from autotune.trial import Configuration, FailureKind, Phase, TrialJob, TrialRecord
+from autotune.trial import Configuration, Failed, FailureKind, Phase, TrialJob, TrialRecord
 
 _CLOSE_S = 20.0
 """How long the workers get to stop their engines when the executor is closed, before everything is killed."""
@@ -39,7 +39,7 @@ class _Running(Workplace):
     deadline: float
     label: str = "start"
     record: TrialRecord | None = None
-    held: Mapping[int, int] | None = None
+    held: Mapping[int, int | None] | None = None
     """Bytes above the idle baseline by GPU; None until the worker has looked."""
     started_at: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
@@ -194,7 +194,8 @@ class LocalExecutor(Executor):
             self._notices.append(message)
         if held and not self._leases.usable:
             self._notices.append("No GPU is left to run trials on.")
-        return one.record or _lost(one)
+        gone = [index for index, extra in held.items() if extra is None]
+        return _forgiven(one.record or _lost(one), gone)
 
 
 def _received(one: _Running) -> _worker.Message | None:
@@ -215,6 +216,16 @@ def _refused(job: TrialJob, need: int, leases: Leases) -> TrialRecord:
     reason = f"The configuration needs {need} GPUs, and this machine has {leases.usable} to give."
     kind = FailureKind.REJECTED if need > len(leases.devices) else FailureKind.MACHINE_FAULT
     return job.ended(failed(kind, Phase.CHECK, reason, *leases.quarantined.values()), time.time())
+
+
+def _forgiven(record: TrialRecord, gone: Sequence[int]) -> TrialRecord:
+    """A trial whose GPU has left the machine did not fail for its configuration."""
+    outcome = record.outcome
+    if not gone or not isinstance(outcome, Failed) or not outcome.kind.deterministic:
+        return record
+    said = f"The driver no longer answers for GPU {' and '.join(map(str, gone))}, which the trial ran on."
+    changed = {"kind": FailureKind.MACHINE_FAULT, "evidence": (said, *outcome.evidence), "advice": ""}
+    return record.model_copy(update={"outcome": outcome.model_copy(update=changed)})
 
 
 def _lost(one: _Running) -> TrialRecord:

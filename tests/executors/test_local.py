@@ -13,7 +13,7 @@ import pytest
 from autotune import executors, gpu_memory, process
 from autotune import nvml as nvidia
 from autotune.executors.base import Site
-from autotune.trial import Failed, FailureKind, Measured
+from autotune.trial import Failed, FailureKind, Measured, Phase
 
 TESTS = Path(__file__).parents[1]
 for folder in (TESTS / "fakes", TESTS / "contracts"):
@@ -281,3 +281,21 @@ def test_a_gpu_whose_memory_does_not_come_back_is_quarantined(make, nvml, monkey
         executor.submit(job(2))
         (record,) = collect_all(executor, 1)
         assert record.outcome.kind is FailureKind.MACHINE_FAULT and "GPU 1 is quarantined." in record.outcome.evidence
+
+
+@pytest.mark.parametrize("kind", ["crashed", "machine-fault"])
+def test_a_trial_whose_gpu_has_left_the_machine_is_not_held_against_its_configuration(make, nvml, monkeypatch, kind):
+    """Its engine dies of it like of its own doing, and the sampler would learn that the configuration crashes."""
+    failure = Failed(kind=FailureKind(kind), phase=Phase.MEASURE, evidence=("CUDA error: an illegal access.",), advice="Mend it.")
+    needing(monkeypatch, 1)
+    monkeypatch.setattr(gpu_memory, "wait_memory_back", lambda idle: dict.fromkeys(idle))
+    with make(parallel=1) as executor:
+        executor.submit(job(0, start_s=30))
+        wait_until(lambda: executor._running and executor._running[0].context.gpus)
+        one = executor._running[0]
+        one.record = one.job.ended(failure)
+        os.kill(one.worker.pid, signal.SIGKILL)
+        (record,) = collect_all(executor, 1)
+        assert "driver no longer answers" in executor.notices()[0]
+    assert record.outcome.kind is FailureKind.MACHINE_FAULT
+    assert ("no longer answers for GPU 0" in record.outcome.evidence[0]) == (kind == "crashed")
