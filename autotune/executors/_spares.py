@@ -6,7 +6,7 @@ import contextlib
 import os
 from dataclasses import replace
 
-from autotune import process
+from autotune import proc, process
 from autotune.cores import Share
 from autotune.engines.base import Context
 from autotune.executors import _worker
@@ -56,7 +56,7 @@ class Spares:
         own = {"tag": spare.context.tag, "scratch": spare.context.scratch}
         spare.context = order.context.model_copy(update=own)
         try:
-            if spare.worker.is_alive():
+            if _lives(spare):
                 spare.pipe.send(replace(order, context=spare.context))
                 return spare
         except OSError:
@@ -70,3 +70,11 @@ class Spares:
             if spare is not None:
                 spare.clean()
         self._waiting.clear()
+
+
+def _lives(spare: Workplace) -> bool:
+    """Whether its worker can be given a trial. That one was killed its forkserver tells a moment later than the kernel, and a trial
+    given to it in between would be lost."""
+    pid = spare.worker.pid
+    known = proc.look(pid) if pid is not None else None
+    return spare.worker.is_alive() and known is not None and not known.ended

@@ -14,6 +14,7 @@ import pytest
 
 from autotune import executors, proc, process
 from autotune.cores import Share
+from autotune.executors import _spares
 from autotune.executors.base import Site
 from autotune.trial import FailureKind, Measured
 
@@ -140,6 +141,20 @@ def test_engine_clients_and_what_waits_run_on_cores_of_their_own(tmp_path):
         wait_for(lambda: on(interpreter) == {last} and on(worker) == {first})
         child = wait_for(lambda: [one.pid for one in proc.table().values() if one.ppid == interpreter])[0]
         assert on(child) == {last}
+
+
+def test_a_killed_worker_is_given_no_trial_before_its_forkserver_has_noticed(executor):
+    run(executor, 0)
+    worker = waiting(executor)[0]
+    spare = executor._spares._waiting[SPARE]
+    server = proc.look(worker).ppid
+    os.kill(server, signal.SIGSTOP)
+    try:
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: (one := proc.look(worker)) is None or one.ended)
+        assert spare.worker.is_alive() and not _spares._lives(spare)
+    finally:
+        os.kill(server, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("which", [0, 1])
