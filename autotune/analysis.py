@@ -106,6 +106,14 @@ class Analysis:
         """The candidates that may enter the front."""
         return tuple(one for one in self.candidates if one.feasible)
 
+    def along_front(self, most: int) -> list[Candidate]:
+        """The front's members by their first objective; of more than `most`, two at least, an even choice with both ends."""
+        members = [self.feasible[index] for index in self.noisy_front.members]
+        ordered = sorted(members, key=lambda one: self.point(one)[0])
+        if len(ordered) <= most:
+            return ordered
+        return [ordered[round(place * (len(ordered) - 1) / (most - 1))] for place in range(most)]
+
     @cached_property
     def membership(self) -> Mapping[int, str]:
         """Trial number → `member` or `contender` (dominated only within noise); trials of neither are absent."""

@@ -30,13 +30,8 @@ CURVES_DRAWN = 7
 
 def chosen(analysis: Analysis) -> list[int]:
     """The trials worth drawing: the default and CURVES_DRAWN members of the front, from one end of it to the other."""
-    members = [analysis.feasible[index] for index in analysis.noisy_front.members]
-    ordered = [one.trial for one in sorted(members, key=lambda one: analysis.point(one)[0])]
     default = [analysis.default_candidate.trial] if analysis.default_candidate else []
-    last = len(ordered) - 1
-    gaps = CURVES_DRAWN - 1
-    spread = ordered if last <= gaps else [ordered[round(place * last / gaps)] for place in range(CURVES_DRAWN)]
-    return list(dict.fromkeys([*default, *spread]))
+    return list(dict.fromkeys([*default, *(one.trial for one in analysis.along_front(CURVES_DRAWN))]))
 
 
 def all_figures(analysis: Analysis) -> list[go.Figure]:

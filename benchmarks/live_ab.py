@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from live_ab_judge import MOST, gathered, judged, members, union
+from live_ab_judge import MOST, gathered, judged, union
 from live_ab_page import page
 
 from autotune import ledger, results
@@ -82,7 +82,7 @@ def write_rounds(store: Path, out: Path, most: int, first: int = 1) -> list[Path
     """The study files of two rounds, the lower number `first`. Raises AutotuneError, NotFound."""
     arms = [results.load(name, store) for name in ARMS]
     comparable(arms[0].study, arms[1].study)
-    fronts = [[one.records[0].configuration for one in members(found, most)] for found in arms]
+    fronts = [[one.records[0].configuration for one in found.along_front(most)] for found in arms]
     for found, front in zip(arms, fronts, strict=True):
         print(f"{found.name}: {len(found.noisy_front.members)} on its front, {len(front)} of them to be measured again.")
     parsed, text = studies.load(store / ARMS[0] / ledger.STUDY)

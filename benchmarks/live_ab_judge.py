@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from autotune import estimates, pareto
-from autotune.candidate import Candidate
 from autotune.errors import AutotuneError
 from autotune.estimates import Noise
 from autotune.pareto import Direction, Reference
@@ -21,15 +20,6 @@ from autotune.trial import Configuration, Measured, TrialRecord
 MOST = 5
 """Members of a front that are measured again; larger fronts are thinned out."""
 DRAWS = 2000
-
-
-def members(found: StudyResults, most: int = MOST) -> list[Candidate]:
-    """A front's members by their first objective; of more than `most` an even choice with both ends."""
-    one = [found.feasible[index] for index in found.noisy_front.members]
-    ordered = sorted(one, key=lambda candidate: found.point(candidate)[0])
-    if len(ordered) <= most:
-        return ordered
-    return [ordered[round(place * (len(ordered) - 1) / (most - 1))] for place in range(most)]
 
 
 def union(fronts: Sequence[Sequence[Configuration]]) -> list[Configuration]:
@@ -78,7 +68,7 @@ class Judged:
 
 def gathered(arms: Mapping[str, StudyResults], rounds: Sequence[StudyResults], most: int = MOST) -> list[Again]:
     """Every configuration of the fronts and each engine's default, with its launches in the rounds."""
-    fronts = {name: {one.digest: one for one in members(found, most)} for name, found in arms.items()}
+    fronts = {name: {one.digest: one for one in found.along_front(most)} for name, found in arms.items()}
     defaults = [Configuration(engine=str(section["kind"])) for section in rounds[0].study.engine]
     chosen = union([[one.records[0].configuration for one in front.values()] for front in fronts.values()])
     found = []

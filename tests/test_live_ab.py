@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import live_ab  # noqa: E402
-from live_ab_judge import Again, gathered, judged, members, union  # noqa: E402
+from live_ab_judge import Again, gathered, judged, union  # noqa: E402
 from live_ab_page import fate, verdict  # noqa: E402
 
 WAYS: tuple[Direction, ...] = ("maximize", "minimize")
@@ -155,8 +155,8 @@ def test_a_member_that_keeps_no_rate_adds_nothing(store: Path) -> None:
 def test_larger_fronts_are_thinned_out_with_both_ends(tmp_path: Path) -> None:
     keep(tmp_path, OURS, *(({"max_num_seqs": 8 * step}, outcome(10.0 + step, 20.0 + step)) for step in range(1, 10)))
     found = live_ab.results.load("ab-ours", tmp_path)
-    assert [one.trial for one in members(found, 3)] == [0, 4, 8]
-    assert len(members(found, 20)) == 9
+    assert [one.trial for one in found.along_front(3)] == [0, 4, 8]
+    assert len(found.along_front(20)) == 9
 
 
 def test_arms_take_turns_and_the_default_is_left_out() -> None:
