@@ -28,6 +28,7 @@ from autotune.proc import TAG_VARIABLE, Proc, make_tag, tagged
 from autotune.reaper import Reaped, make_apart, reap, scratch_root
 from autotune.resident import PeakMemory, nameless_segments, remove, tree_memory_bytes
 from autotune.secrets import is_secret_name
+from autotune.trial import Value
 
 __all__ = [
     "Completed",
@@ -74,6 +75,11 @@ class StopReport:
     survivors: tuple[int, ...]
     was_running: bool
     """Whether the leader had still to be ended: its status is our own doing then."""
+
+    @property
+    def facts(self) -> dict[str, Value]:
+        """What a session tells of its end."""
+        return {"seconds": self.seconds, "returncode": self.returncode, "killed": self.killed, "was_running": self.was_running}
 
 
 @dataclass(frozen=True, slots=True)

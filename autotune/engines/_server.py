@@ -134,8 +134,7 @@ class ServingSession(Session):
             self._gpu.close()
         report = self._process.stop(0.0 if self._dialect.lingers else self._options.stop_timeout_s)
         free = process.wait_gone(self._port, 5.0)
-        facts: dict[str, Value] = {"seconds": report.seconds, "returncode": report.returncode, "killed": report.killed}
-        facts["was_running"] = report.was_running
+        facts = report.facts
         if report.survivors or not free:
             facts |= {"survivors": list(report.survivors), "port_free": free}
         if self._gpu is not None:

@@ -245,8 +245,7 @@ class LaunchedTraining(TrainingSession):
         report = self._process.stop(self._options.stop_timeout_s)
         for folder in (self._context.scratch, *self._dialect.leftovers):
             shutil.rmtree(folder, ignore_errors=True)
-        facts: dict[str, Value] = {"seconds": report.seconds, "returncode": report.returncode, "killed": report.killed}
-        return {**facts, "was_running": report.was_running, "survivors": report.survivors}
+        return {**report.facts, "survivors": report.survivors}
 
 
 def finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
