@@ -11,6 +11,7 @@ from autotune.errors import Mistake
 from autotune.session import Serves, Session
 from autotune.trial import FailureKind, Measurement, Phase, Scalar, TrialFailed
 from autotune.workloads._load import contexts
+from autotune.workloads._load.climb import TOTALS
 from autotune.workloads._load.options import HttpOptions
 from autotune.workloads._load.plans import recorded_faults
 from autotune.workloads._load.run import Run
@@ -65,12 +66,12 @@ class HttpWorkload(Workload):
         climbs = any(load.slo_climb is not None for load in self._options.load)
         if self._options.goodput or climbs:
             found |= {"goodput_per_s", "slo_attainment"}
-        return frozenset(found | {"slo_request_rate", "slo_goodput_per_s"} if climbs else found)
+        return frozenset(found.union(TOTALS) if climbs else found)
 
     def remedy(self, metric: str) -> str | None:
         if metric in ("goodput_per_s", "slo_attainment"):
             return "the limits that a good request keeps, e.g. 'goodput: {ttft_ms: 500, tpot_ms: 50}' in the workload section"
-        if metric in ("slo_request_rate", "slo_goodput_per_s"):
+        if metric in TOTALS:
             climb = """'load: [{slo_climb: {constraints: ["ttft_ms.p99 <= 500"], start: 4}}]'"""
             return f"a climb to the SLO, e.g. {climb} in the workload section"
         return None

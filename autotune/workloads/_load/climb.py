@@ -19,6 +19,8 @@ from autotune import metrics
 from autotune.stats import isotonic
 from autotune.trial import Row
 
+TOTALS = ("slo_request_rate", "slo_goodput_per_s")
+"""What a climb finds: metrics of the whole trial."""
 LEAST_GAIN = 0.05
 """Throughput that grows by less than this share while the rate doubles has stopped growing."""
 SIGMAS = 3.0

@@ -15,7 +15,7 @@ from autotune.session import Session
 from autotune.trial import CLIENT_LATE, FailureKind, Measurement, Phase, Row, TrialFailed, Value
 from autotune.workloads._load import server_metrics
 from autotune.workloads._load.breach import Breach
-from autotune.workloads._load.climb import Bound, Climb, parse_bound
+from autotune.workloads._load.climb import TOTALS, Bound, Climb, parse_bound
 from autotune.workloads._load.conduct import Conductor, LevelLog
 from autotune.workloads._load.crew import Crew
 from autotune.workloads._load.options import HttpOptions, Load, SloClimb, Window
@@ -183,15 +183,15 @@ class Run:
                 break
             climb.observe(rate, rows[rate])
             if climb.ceiling is not None and climb.next_rate() is not None:
-                self._judge([{}, *later], dict.fromkeys(("slo_request_rate", "slo_goodput_per_s"), climb.ceiling))
+                self._judge([{}, *later], dict.fromkeys(TOTALS, climb.ceiling))
         self._facts["climb_found_limit"] = climb.found_limit
         if climb.best is None and climb.probes:
-            self._facts["missing"] = dict.fromkeys(("slo_request_rate", "slo_goodput_per_s"), climb.never_met())
+            self._facts["missing"] = dict.fromkeys(TOTALS, climb.never_met())
         if climb.best is not None:
             row = rows[climb.best]
             if row.unsteady is not None:
                 why = f"{level_name(row)}: {row.unsteady}"
-                self._facts["unsteady"] = dict.fromkeys(("slo_request_rate", "slo_goodput_per_s"), why)
+                self._facts["unsteady"] = dict.fromkeys(TOTALS, why)
             self._totals["slo_request_rate"] = climb.best
             if "slo_attainment" in row.metrics:
                 # Not what ended in the window: how many requests happen to arrive there is chance, 4 % at 40 requests/s and 15 s.
