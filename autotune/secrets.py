@@ -29,7 +29,12 @@ _SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDE
 
 def is_secret_name(name: str) -> bool:
     """Whether an environment variable of this name is taken to hold a credential."""
-    return bool(_SECRET_NAME.search(name)) and not _COUNTS.fullmatch(name) and not _VOCABULARY.fullmatch(name)
+    return bool(_SECRET_NAME.search(name)) and not _is_of_tokens(name)
+
+
+def _is_of_tokens(name: str) -> bool:
+    """Whether it names a number of tokens, or one of a vocabulary."""
+    return bool(_COUNTS.fullmatch(name.strip("-")) or _VOCABULARY.fullmatch(name))
 
 
 def redact(text: str) -> str:
@@ -64,6 +69,5 @@ def _mask_assigned(match: re.Match[str]) -> str:
 def _is_credential(name: str, value: str) -> bool:
     """`max_tokens: 64` is a number of tokens, `pad_token: "<pad>"` one of a vocabulary, `automountServiceAccountToken: false` a
     switch, `${HF_TOKEN:-}` a variable."""
-    counts = _COUNTS.fullmatch(name.strip("-")) or _VOCABULARY.fullmatch(name)
     none = value.lower() in _NO_CREDENTIALS or _REFERENCE.fullmatch(value)
-    return bool(_CREDENTIAL.fullmatch(name)) and not counts and not none
+    return bool(_CREDENTIAL.fullmatch(name)) and not _is_of_tokens(name) and not none
