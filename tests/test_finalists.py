@@ -246,16 +246,21 @@ budget: {trials: 6}
 """
 
 
-def test_an_export_hands_over_no_masked_parameter(tmp_path, make_record):
-    """The kept study has the mask in a credential's place: a launch with it was never measured, and no hub takes it."""
-    study, _ = studies.validate(text := studies.source.parse(KEPT, "study.yaml"))
-    identity = {"kind": "vllm", "version": "0.26.0", "python": "3.12.3", "device": "NVIDIA H200"}
-    with Ledger(tmp_path / "kept", studies.source.masked(text), study.identity) as ledger:
+def handed_over(store, make_record, given, **told):
+    """What is exported of trial 1 of a study, kept as a run keeps it; `told` is of its engine's identity."""
+    study, _ = studies.validate(text := studies.source.parse(given, "study.yaml"))
+    identity = {"kind": "vllm", "version": "0.26.0", "python": "3.12.3", "device": "NVIDIA H200", **told}
+    with Ledger(store / "kept", studies.source.masked(text), study.identity) as ledger:
         ledger.note("engines", {"vllm": identity})
         for number in range(2):
             ledger.record(make_record(number))
-    found = results.load("kept", tmp_path)
-    one = export.winner(found, found.candidate(1), tmp_path)
+    found = results.load("kept", store)
+    return export.winner(found, found.candidate(1), store)
+
+
+def test_an_export_hands_over_no_masked_parameter(tmp_path, make_record):
+    """The kept study has the mask in a credential's place: a launch with it was never measured, and no hub takes it."""
+    one = handed_over(tmp_path, make_record, KEPT)
     assert one.parameters == {"max_model_len": 2048, "tokenizer_mode": "auto", "max_num_seqs": 64}
     assert one.options["fixed"] == {"max_model_len": 2048, "tokenizer_mode": "auto"}
     assert any("Set hf_token, hf_overrides where it is launched" in said for said in one.cautions)
@@ -265,15 +270,8 @@ def test_an_export_hands_over_no_masked_parameter(tmp_path, make_record):
 def test_an_export_sets_what_the_shell_told_the_engine_that_was_measured(tmp_path, make_record, executor, env):
     """Without it the files launch something else; what the study says itself holds, and a node's own shell nobody knows here."""
     given = KEPT.replace("  fixed: ", "  env: {VLLM_X: '2'}\n  fixed: ") + f"executor: {{kind: {executor}}}\n"
-    study, _ = studies.validate(text := studies.source.parse(given, "study.yaml"))
     told = {"VLLM_USE_DEEP_GEMM": "0", "VLLM_X": "1"}
-    identity = {"kind": "vllm", "version": "0.26.0", "python": "3.12.3", "device": "NVIDIA H200", "variables": told}
-    with Ledger(tmp_path / "kept", studies.source.masked(text), study.identity) as ledger:
-        ledger.note("engines", {"vllm": identity})
-        for number in range(2):
-            ledger.record(make_record(number))
-    found = results.load("kept", tmp_path)
-    one = export.winner(found, found.candidate(1), tmp_path)
+    one = handed_over(tmp_path, make_record, given, variables=told)
     assert {name: value for name, value in one.env.items() if name in told} == env
 
 
