@@ -25,6 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from compare import Course, interval
 from page import keep
 
 from autotune import pareto, results, spaces
@@ -39,7 +40,6 @@ from autotune.search import Driver, grid
 from autotune.search.prior import Roofline, pick
 from autotune.selection import Selection
 from autotune.space import Space
-from autotune.stats import bootstrap_interval
 from autotune.study import Search, Study
 from autotune.trial import Configuration, Measured, Measurement, TrialRecord, Value
 from autotune.workloads.base import RequestShape
@@ -138,6 +138,12 @@ def broken() -> list[Launch]:
 
 
 @functools.cache
+def measured() -> Sequence[Launch]:
+    """All that the surface is fitted to."""
+    return (*climbed(), *broken())
+
+
+@functools.cache
 def world() -> World:
     study, text = studies.load(ROOT / "studies/h200/ab-ours.yaml")
     choice = Selection("vllm", study, text, study.engine[0]["fixed"], spaces.load, ("vllm",))
@@ -146,7 +152,7 @@ def world() -> World:
         raise SystemExit(str(choice.mistakes[0]))
     resolved = dict(results.read(ROOT / "studies/results/h200-ab-ours").record(0).effective)
     model = load(DEFAULT_RECORDING).memory()
-    launches = [*climbed(), *broken()]
+    launches = measured()
     inputs, rates = table(model, resolved, launches)
     excess = np.log([[one.memory_gib / (model.need({**resolved, **one.values}).budget_gib or 1.0)] for one in launches])
     fits = (Regression.fit(inputs, targets, NUGGETS) for targets in (rates, excess))
@@ -160,7 +166,7 @@ def table(model: MemoryModel, resolved: dict[str, Value], launches: Sequence[Lau
 
 def errors(at: World) -> str:
     """How far the surface is off where all launches of a configuration are left out."""
-    launches = [*climbed(), *broken()]
+    launches = measured()
     inputs, targets = table(at.model, at.resolved, launches)
     missed, plain = [], []
     for row, target in zip(inputs, targets[:, 0], strict=True):
@@ -175,27 +181,17 @@ def errors(at: World) -> str:
     )
 
 
-class Course(NamedTuple):
-    """GPU-minutes spent after each launch, and what the front of what was measured by then is truly worth."""
-
-    spent: list[float]
-    worth: list[float]
-
-    def at(self, minutes: float) -> float:
-        """Its worth after so many GPU-minutes."""
-        return next((worth for spent, worth in zip(self.spent[::-1], self.worth[::-1], strict=True) if spent <= minutes), 0.0)
-
-
 def volume(points: Sequence[tuple[float, float]]) -> float:
     return pareto.hypervolume(points, WAYS, REFERENCE)
 
 
 def run(at: World, driver: Driver, each_minutes: float, rate: float | None, seed: int) -> Course:
     """A study of 45 GPU-minutes; with a `rate` a launch tells only whether it kept the SLO there."""
-    generator, course = np.random.default_rng(seed), Course([], [])
+    generator = np.random.default_rng(seed)
+    worth: list[float] = []
     claims: list[tuple[float, ...]] = []
     truths: list[tuple[float, float]] = []
-    while (course.spent[-1] if course.spent else 0.0) < MINUTES[-1]:
+    while len(worth) * each_minutes < MINUTES[-1]:
         proposal = driver.ask()
         if proposal is None:
             break
@@ -206,15 +202,15 @@ def run(at: World, driver: Driver, each_minutes: float, rate: float | None, seed
         kept = rate is None or capacity >= rate
         goodput = float(capacity) if rate is None else float(rate * arrived / true) * kept
         told = Score(values=(goodput, memory), violations=() if rate is None else (-0.5,) if kept else (float(rate / capacity),))
-        measured = Measured(measurement=Measurement(rows=(), totals={"slo_goodput_per_s": goodput, "peak_gpu_memory_gib": memory}))
+        outcome = Measured(measurement=Measurement(rows=(), totals={"slo_goodput_per_s": goodput, "peak_gpu_memory_gib": memory}))
         fields = proposal.model_dump(include={"number", "configuration", "origin", "point"})
-        driver.tell(TrialRecord(**fields, outcome=measured), told)
+        driver.tell(TrialRecord(**fields, outcome=outcome), told)
         if kept:
             claims.append((goodput, memory))
             truths.append((true, memory))
-        course.spent.append((course.spent[-1] if course.spent else 0.0) + each_minutes)
-        course.worth.append(volume([truths[index] for index in pareto.front(claims, WAYS)]) / at.best if claims else 0.0)
-    return course
+        worth.append(volume([truths[index] for index in pareto.front(claims, WAYS)]) / at.best if claims else 0.0)
+    ends = tuple(each_minutes * number for number in range(1, len(worth) + 1))
+    return Course(ends, tuple(worth), (False,) * len(worth))
 
 
 def driven(at: World, seed: int, bounds: Sequence[str], prior: str | None, **search: object) -> Driver:
@@ -241,6 +237,7 @@ def driven(at: World, seed: int, bounds: Sequence[str], prior: str | None, **sea
     )
 
 
+@functools.cache
 def costs() -> tuple[float, float, float]:
     """GPU-minutes of a launch: of ours as it ran, of ours that leaves broken rates, of TPE at one rate."""
     ours, tpe = (
@@ -278,18 +275,13 @@ def seed_of_all(seed: int) -> dict[str, Course]:
     return {name: arm(at, seed) for name, arm in arms().items()}
 
 
-def interval(values: Sequence[float]) -> str:
-    found = bootstrap_interval(values, lambda sample: float(np.mean(sample)), seed=0)
-    return f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
-
-
 def body(found: Sequence[dict[str, Course]]) -> list[str]:
     marks = [f"at {minutes} GPU-minutes" for minutes in MINUTES]
     lines = ["| arm | " + " | ".join(marks) + " | least at the end | launches |", "|---|" + "---:|" * (len(MINUTES) + 2)]
     for name in found[0]:
         courses = [each[name] for each in found]
         shares = [[course.at(minutes) for course in courses] for minutes in MINUTES]
-        launches = statistics.fmean(len(course.spent) for course in courses)
+        launches = statistics.fmean(len(course.minutes) for course in courses)
         cells = [*map(interval, shares), f"{min(shares[-1]):.3f}", f"{launches:.0f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "| ours minus | " + " | ".join(marks) + " |", "|---|" + "---:|" * len(MINUTES)]

@@ -25,6 +25,6 @@ def test_the_surface_is_near_what_it_was_fitted_to():
 @pytest.mark.parametrize("name", ["ours", "TPE at 36 requests/s, as it ran live"])
 def test_a_study_is_worth_more_the_longer_it_ran_and_never_all(name):
     course = live_replay.arms()[name](live_replay.world(), 0)
-    assert len(course.spent) > 15 and course.spent[-2] < live_replay.MINUTES[-1] <= course.spent[-1]
+    assert len(course.minutes) > 15 and course.minutes[-2] < live_replay.MINUTES[-1] <= course.minutes[-1]
     assert 0.5 < course.at(45) <= 1.0
     assert course.at(0.1) == 0.0 and course.at(20) <= course.at(45) + 0.1
