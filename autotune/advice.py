@@ -27,7 +27,7 @@ _GENERAL: dict[FailureKind, str] = {
         "graphs), or look in the trial's log for what it waited for."
     ),
     FailureKind.CRASHED: "The engine died by itself: the last lines of its log say where; the whole log is in the trial's folder.",
-    FailureKind.UNHEALTHY: ("The engine was alive but did not serve: look for a hang in the trial's log."),
+    FailureKind.UNHEALTHY: "The engine was alive but did not serve: look for a hang in the trial's log.",
     FailureKind.INCOMPLETE: (
         "Too little of the work finished to be scored: lower the load or lengthen the window; when the client was the "
         "bottleneck, give it more cores or processes."
